@@ -1,0 +1,1 @@
+"""divax.objectives"""
