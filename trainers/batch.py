@@ -1,0 +1,27 @@
+"""One batch of token sequences."""
+
+import dataclasses
+
+import jax
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Token sequences, with what is padding and what belongs together.
+
+    Attributes:
+        tokens: `[B, T]` integers.
+        mask: `[B, T]`, nonzero where the token counts as a target; `None` counts every token.
+        segment_ids: `[B, T]` integers, equal inside one packed document; `None` is one document
+            per row.
+
+    Example:
+        >>> import numpy as np
+        >>> Batch(tokens=np.zeros((4, 16), np.int32)).tokens.shape
+        (4, 16)
+    """
+
+    tokens: jax.typing.ArrayLike
+    mask: jax.typing.ArrayLike | None = None
+    segment_ids: jax.typing.ArrayLike | None = None

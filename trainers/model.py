@@ -1,0 +1,85 @@
+"""What a trainer needs to know of a model: pure functions of its parameters."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from divax.trainers.batch import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A language model as pure functions; any library with a pytree of parameters fits.
+
+    Attributes:
+        init: `init(key) -> params`.
+        apply: `apply(params, tokens) -> logits`, `[B, T]` integers to `[B, T, V]`; takes
+            `segment_ids=` as well if it is to see packed batches.
+        hidden: `hidden(params, tokens) -> [B, T, D]`, the states before the vocabulary head.
+        head: `head(params) -> [D, V]`, so that `hidden @ head` are the logits and a loss may
+            skip them.
+
+    Example:
+        A Flax Linen module is one line away,
+        `Model(init=lambda key: net.init(key, tokens), apply=net.apply)`, and so is a dictionary:
+
+        >>> import jax, jax.numpy as jnp
+        >>> table = Model(
+        ...     init=lambda key: {"logits": jax.random.normal(key, (256, 256))},
+        ...     apply=lambda params, tokens: params["logits"][tokens],
+        ... )
+        >>> params = table.init(jax.random.key(0))
+        >>> table.apply(params, jnp.zeros((2, 8), jnp.int32)).shape
+        (2, 8, 256)
+    """
+
+    init: Callable[[jax.Array], Any]
+    apply: Callable[..., jax.Array]
+    hidden: Callable[..., jax.Array] | None = None
+    head: Callable[[Any], jax.Array] | None = None
+
+
+def predict(model: Model, params: Any, batch: Batch) -> jax.Array:
+    """The model's logits on a batch, `[B, T, V]`.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        batch: the tokens; `segment_ids` are handed on when there are any.
+
+    Raises:
+        ValueError: the batch is packed and the model's `apply` takes no `segment_ids`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> table = Model(init=lambda key: jnp.eye(4), apply=lambda params, tokens: params[tokens])
+        >>> predict(table, jnp.eye(4), Batch(tokens=jnp.zeros((2, 3), jnp.int32))).shape
+        (2, 3, 4)
+    """
+    if batch.segment_ids is None:
+        return model.apply(params, batch.tokens)
+    if not _takes_segment_ids(model.apply):
+        raise ValueError(
+            "the batch has segment_ids, but the model's apply(params, tokens) takes none: "
+            "give it a segment_ids argument, or unpack the batch"
+        )
+    return model.apply(params, batch.tokens, segment_ids=batch.segment_ids)
+
+
+def _takes_segment_ids(apply: Callable[..., jax.Array]) -> bool:
+    parameters = inspect.signature(apply).parameters
+    return "segment_ids" in parameters
+
+
+def parameter_count(params: Any) -> int:
+    """The number of scalars in a pytree of parameters.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> parameter_count({"kernel": jnp.zeros((3, 4)), "bias": jnp.zeros(4)})
+        16
+    """
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
