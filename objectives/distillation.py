@@ -1,0 +1,192 @@
+"""Distillation from a teacher's logits, under any divergence."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from divax.divergences import ForwardKL
+from divax.objectives.arguments import (
+    as_scalar,
+    check_logits,
+    check_rows,
+    is_static,
+    live_weights,
+    silence_rows,
+)
+from divax.objectives.cross_entropy import cross_entropy_rows
+from divax.objectives.reduction import Reduction, token_mean
+from divax.objectives.vocabulary import equal_vocabularies
+from divax.objectives.weighted import Weighted
+
+_FORWARD_KL = ForwardKL()
+
+
+def distillation(
+    *,
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    labels: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    divergence: Callable[[jax.Array, jax.Array], jax.Array] = _FORWARD_KL,
+    temperature: ArrayLike = 1.0,
+    distill_weight: ArrayLike = 1.0,
+    scale_by_t2: bool = True,
+    vocab_size: int | None = None,
+    reduction: Reduction = token_mean,
+) -> tuple[Weighted, dict[str, Weighted]]:
+    r"""Divergence from the teacher to the student, mixed with cross-entropy on the labels.
+
+    .. math::
+        l = w\,T^2\,D(\mathrm{softmax}(t/T),\, \mathrm{softmax}(s/T))
+            + (1-w)\,(-\log \mathrm{softmax}(s)_y)
+
+    per row, in nats, with teacher logits `t`, student logits `s`, label `y`, temperature `T` and
+    `w = distill_weight`. Gradients flow to the student alone. `T²` undoes the 1/T² by which
+    softening shrinks the gradient, so that `w` keeps its meaning over temperatures; as T grows,
+    `T² D` tends to f''(1)/2 times the variance of `t - s` over the vocabulary, for any smooth D.
+
+    Args:
+        student_logits: `[..., V]`, any floating dtype; the arithmetic is in float32 or better.
+            -inf marks an impossible token.
+        teacher_logits: `[..., V]`, rows as the student's.
+        labels: Integers `[...]`. Rows with a negative label (-100 by convention) are masked.
+            May be left out if `distill_weight` is the number 1.
+        mask: Weights `[...]`, bool, integer or float; where it is 0, neither the loss nor its
+            gradient depends on the row, even if that holds NaN or infinity. Default: every
+            (labelled) row counts. See `align_causal` for a causal model's labels and mask.
+        divergence: A member of `divax.divergences`, or any function of (teacher logits, student
+            logits), `[..., V]` each, to rows `[...]`.
+        temperature: `T > 0`; may be traced.
+        distill_weight: `w` in [0, 1]; may be traced. A term of weight 0 is 0 even where it is
+            infinite.
+        scale_by_t2: Whether the divergence is multiplied by `T²`.
+        vocab_size: The tokenizer's own size, where the two models pad it differently; the ids
+            from there on are removed from both sides before either softmax.
+        reduction: Rows and mask to a `Weighted`: `token_mean`, `sequence_mean`, or a partial of
+            `constant_sum`.
+
+    Returns:
+        The loss, and metrics, each a mean over unmasked tokens, without gradient: `"distill"` (D
+        itself, without `T²`), `"cross_entropy"` (if there are labels), `"teacher_entropy"` and
+        `"student_entropy"` (of the softened distributions that D sees, so that under the forward
+        KL the soft cross-entropy is their sum: `distill + teacher_entropy`), and `"agreement"`
+        (both have the same most likely token). Each reads the logits once, stores nothing of their
+        size, and under `jit` costs nothing if it is not used.
+
+    Raises:
+        ValueError: If shapes or vocabularies do not match, a plain number is out of range, or
+            labels are missing although `distill_weight` is not the number 1.
+        TypeError: If logits are not floating, labels not integers, or `divergence` is not callable.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divax.divergences import JensenShannon
+        >>> from divax.objectives import align_causal, distillation
+        >>> tokens = jnp.array([[0, 2, 1]])
+        >>> labels, mask = align_causal(tokens)
+        >>> teacher = jnp.log(jnp.array([[[0.1, 0.2, 0.7], [0.2, 0.6, 0.2], [1.0, 1.0, 1.0]]]))
+        >>> loss, metrics = distillation(
+        ...     student_logits=jnp.zeros((1, 3, 3)), teacher_logits=teacher, labels=labels,
+        ...     mask=mask, divergence=JensenShannon(), temperature=2.0, distill_weight=0.9,
+        ... )
+        >>> float(loss.count), float(metrics["agreement"].mean())
+        (2.0, 0.0)
+
+    Reference:
+        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv:1503.02531,
+        section 2.
+    """
+    student, teacher = jnp.asarray(student_logits), jnp.asarray(teacher_logits)
+    labels = None if labels is None else jnp.asarray(labels)
+    _check(student, teacher, labels, divergence, distill_weight)
+    temperature_ = as_scalar(temperature, "temperature", low=0, high=jnp.inf, open_low=True)
+    weight = as_scalar(distill_weight, "distill_weight", low=0, high=1)
+
+    student, teacher = equal_vocabularies(student, jax.lax.stop_gradient(teacher), vocab_size)
+    live = live_weights(student.shape[:-1], labels, mask, "student_logits")
+    student, teacher = silence_rows(student, live), silence_rows(teacher, live)
+    soft_student, soft_teacher = student, teacher
+    if not _is_one(temperature):
+        soft_student, soft_teacher = _soften(student, temperature_), _soften(teacher, temperature_)
+
+    distill = divergence(soft_teacher, soft_student).astype(weight.dtype)
+    check_rows(distill, "the value of the divergence", live.shape, "student_logits")
+    rows = _scale(weight * temperature_**2 if scale_by_t2 else weight, distill)
+    metrics = _metrics(distill, soft_student, soft_teacher, live)
+    if labels is not None:
+        hard = cross_entropy_rows(student, labels)
+        metrics["cross_entropy"] = token_mean(jax.lax.stop_gradient(hard), live)
+        # XLA may not drop 0 * x for floats, so a weight known to be 0 is left out here.
+        rows = rows if _is_one(distill_weight) else rows + _scale(1 - weight, hard)
+    return reduction(rows, live), metrics
+
+
+def _check(
+    student: jax.Array,
+    teacher: jax.Array,
+    labels: jax.Array | None,
+    divergence: object,
+    distill_weight: ArrayLike,
+) -> None:
+    check_logits(student, "student_logits")
+    check_logits(teacher, "teacher_logits")
+    if student.shape[:-1] != teacher.shape[:-1]:
+        raise ValueError(
+            f"student_logits {student.shape} and teacher_logits {teacher.shape} must agree in "
+            "every axis but the last: run both models on the same tokens"
+        )
+    if isinstance(divergence, str):
+        raise TypeError(
+            f"divergence must be a divergence, got the string {divergence!r}; "
+            f"divax.divergences.get({divergence!r}) makes one of it"
+        )
+    if isinstance(divergence, type) or not callable(divergence):
+        name = divergence.__name__ if isinstance(divergence, type) else type(divergence).__name__
+        raise TypeError(
+            f"divergence must be a divergence, got {name}; pass an instance such as ForwardKL()"
+        )
+    if labels is None and not _is_one(distill_weight):
+        raise ValueError(
+            f"distill_weight={distill_weight} mixes in the cross-entropy on the labels, but labels "
+            "is None; pass labels=, or leave distill_weight at the number 1"
+        )
+
+
+def _is_one(value: ArrayLike) -> bool:
+    return is_static(value) and bool(value == 1)
+
+
+def _soften(logits: jax.Array, temperature: jax.Array) -> jax.Array:
+    """`logits / T`, where the gradient with respect to T is 0 and not NaN at -inf logits."""
+    logits = logits.astype(temperature.dtype)
+    impossible = logits == -jnp.inf
+    return jnp.where(impossible, -jnp.inf, jnp.where(impossible, 0, logits) / temperature)
+
+
+def _scale(weight: jax.Array, rows: jax.Array) -> jax.Array:
+    """`weight * rows`, 0 where the weight is 0 and the row infinite; exact in both gradients."""
+    return weight * jnp.where((weight == 0) & jnp.isinf(rows), 0, rows)
+
+
+def _metrics(
+    distill: jax.Array, student: jax.Array, teacher: jax.Array, live: jax.Array
+) -> dict[str, Weighted]:
+    distill, student, teacher = jax.lax.stop_gradient((distill, student, teacher))
+    agreement = jnp.argmax(student, axis=-1) == jnp.argmax(teacher, axis=-1)
+    return {
+        "distill": token_mean(distill, live),
+        "teacher_entropy": token_mean(_entropy(teacher), live),
+        "student_entropy": token_mean(_entropy(student), live),
+        "agreement": token_mean(agreement, live),
+    }
+
+
+def _entropy(logits: jax.Array) -> jax.Array:
+    """Entropy of softmax(logits) per row, from two sums over the row: `log z - sum(e x)/z`."""
+    logits = logits.astype(jnp.result_type(float))
+    logits = logits - jnp.max(logits, axis=-1, keepdims=True)
+    mass = jnp.exp(logits)
+    total = jnp.sum(mass, axis=-1)
+    return jnp.log(total) - jnp.sum(jnp.where(mass > 0, mass * logits, 0), axis=-1) / total
