@@ -1,1 +1,84 @@
-"""divax.trainers"""
+"""Trainers: init/step pairs over an explicit state, the loop around them, and the command line.
+
+| trainer | what it trains |
+|---|---|
+| `distillation` | a student on a teacher's next-token distributions, under any divergence |
+| `language_model` | a model on the next token |
+
+| part | what it is |
+|---|---|
+| `Trainer`, `make_trainer` | the three functions `init`, `step`, `evaluate`, and their thin shell |
+| `make_step`, `TrainState` | one update with exact sum/count accumulation; the state it changes |
+| `Model`, `predict`, `parameter_count` | a model as pure functions of its parameters |
+| `transformer`, `TransformerConfig` | the built-in model |
+| `AbstractTeacher`, `LiveTeacher` | the teacher's slot |
+| `Batch` | token sequences, mask, segments |
+| `fit` | the loop: log, evaluation, checkpoints, resume |
+| `Checkpoints`, `MetricsLog` | what `fit` writes, for loops of your own |
+| `RunError`, `Interrupted` | how a run ends early |
+| `Corpus`, `python_topics`, `text_file` | real text as bytes |
+| `random_windows`, `consecutive_windows` | batches of it |
+
+Names are imported on first use, so that `divax --help` need not load JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from divax.trainers.batch import Batch as Batch
+    from divax.trainers.checkpoint import Checkpoints as Checkpoints
+    from divax.trainers.decoder import TransformerConfig as TransformerConfig
+    from divax.trainers.decoder import transformer as transformer
+    from divax.trainers.distillation_trainer import distillation as distillation
+    from divax.trainers.errors import Interrupted as Interrupted
+    from divax.trainers.errors import RunError as RunError
+    from divax.trainers.language_model_trainer import language_model as language_model
+    from divax.trainers.loop import fit as fit
+    from divax.trainers.metrics_log import MetricsLog as MetricsLog
+    from divax.trainers.model import Model as Model
+    from divax.trainers.model import parameter_count as parameter_count
+    from divax.trainers.model import predict as predict
+    from divax.trainers.state import TrainState as TrainState
+    from divax.trainers.step import make_step as make_step
+    from divax.trainers.teacher import AbstractTeacher as AbstractTeacher
+    from divax.trainers.teacher import LiveTeacher as LiveTeacher
+    from divax.trainers.text import Corpus as Corpus
+    from divax.trainers.text import consecutive_windows as consecutive_windows
+    from divax.trainers.text import python_topics as python_topics
+    from divax.trainers.text import random_windows as random_windows
+    from divax.trainers.text import text_file as text_file
+    from divax.trainers.trainer import Trainer as Trainer
+    from divax.trainers.trainer import make_trainer as make_trainer
+
+_MODULES = {
+    "batch": ("Batch",),
+    "checkpoint": ("Checkpoints",),
+    "distillation_trainer": ("distillation",),
+    "errors": ("Interrupted", "RunError"),
+    "loop": ("fit",),
+    "language_model_trainer": ("language_model",),
+    "metrics_log": ("MetricsLog",),
+    "model": ("Model", "parameter_count", "predict"),
+    "state": ("TrainState",),
+    "step": ("make_step",),
+    "teacher": ("AbstractTeacher", "LiveTeacher"),
+    "text": ("Corpus", "consecutive_windows", "python_topics", "random_windows", "text_file"),
+    "trainer": ("Trainer", "make_trainer"),
+    "decoder": ("TransformerConfig", "transformer"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -19,11 +19,10 @@ def usage() -> str:
         'usage: divax COMMAND [OPTIONS]'
     """
     rows = [f"  {name:<6}{text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(
-        ["usage: divax COMMAND [OPTIONS]", "", "Divergences for JAX, and trainers driven by them."]
-        + ["", "commands:", *rows]
-        + ["", "`divax COMMAND --help` explains a command; `divax --version` prints the version."]
-    )
+    lines = ["usage: divax COMMAND [OPTIONS]", ""]
+    lines += ["Divergences for JAX, and trainers driven by them.", "", "commands:", *rows, ""]
+    lines += ["`divax COMMAND --help` explains a command; `divax --version` prints the version."]
+    return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,0 +1,88 @@
+"""Arguments to a frozen dataclass, and errors to one line."""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+from divax.trainers.errors import Interrupted, RunError
+
+Config = TypeVar("Config")
+
+
+def run_command(
+    prog: str, config_type: type[Config], arguments: list[str], run: Callable[[Config], None]
+) -> int:
+    """Parses the arguments, runs, and returns the exit code.
+
+    0; 2 with one line on stderr for wrong input or a run that cannot go on; 128 + n after signal n.
+
+    Args:
+        prog: what the user typed, `divax kd`.
+        config_type: a frozen dataclass whose docstrings are the help.
+        arguments: what followed it.
+        run: what to do with the configuration.
+
+    Example:
+        >>> import dataclasses
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Greeting:
+        ...     name: str = "world"
+        >>> run_command("greet", Greeting, ["--name", "you"], lambda config: print(config.name))
+        you
+        0
+    """
+    try:
+        config = _parse(prog, config_type, arguments)
+        if config is None:
+            return 0
+        run(config)
+    except RunError as error:
+        _complain(prog, f"error: {error}")
+        return 2
+    except Interrupted as stop:
+        _complain(prog, str(stop))
+        return 128 + stop.signal_number
+    except KeyboardInterrupt:
+        _complain(prog, "stopped; what earlier checkpoints hold is kept")
+        return 130
+    return 0
+
+
+def _complain(prog: str, message: str) -> None:
+    sys.stderr.write(f"{prog}: {' '.join(message.split())}\n")
+
+
+def _parse(prog: str, config_type: type[Config], arguments: list[str]) -> Config | None:
+    """The configuration; `None` once help has been printed."""
+    import tyro
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(config_type, prog=prog, args=arguments)
+    except SystemExit as end:
+        if not end.code:
+            return None
+        raise RunError(_one_line(complaint.getvalue()) + f"; see {prog} --help") from None
+
+
+def _one_line(boxed: str) -> str:
+    r"""The message of tyro's box, and its first suggestion.
+
+    Example:
+        >>> _one_line("╭─ Oops ─╮\n│ Unknown: --sed, 3 │\n│ ──── │\n│ Perhaps you meant: │"
+        ...           "\n│     --seed INT │\n╰────╯")
+        'Unknown: --sed, 3; did you mean --seed?'
+    """
+    rows = [line.strip("│| ") for line in boxed.splitlines() if line.startswith(("│", "|"))]
+    if not rows:
+        return " ".join(boxed.split())
+    rule = next((i for i, row in enumerate(rows) if set(row) <= {"─", "-"}), len(rows))
+    message = re.sub(r"^Error parsing \w+: ", "", " ".join(rows[:rule]))
+    meant = next((i for i, row in enumerate(rows) if row.startswith("Perhaps you meant")), None)
+    if meant is None or meant + 1 >= len(rows):
+        return message
+    return f"{message}; did you mean {rows[meant + 1].split()[0]}?"

@@ -1,0 +1,70 @@
+"""Plain next-token training."""
+
+import optax
+from jax.sharding import Mesh
+
+from divax import objectives
+from divax.objectives import align_causal, token_mean
+from divax.objectives.reduction import Reduction
+from divax.trainers.evaluation import prediction_sums, summarise
+from divax.trainers.model import Model, predict
+from divax.trainers.step import make_step
+from divax.trainers.trainer import Trainer, make_trainer
+
+
+def language_model(
+    *,
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    micro_batches: int = 1,
+    mesh: Mesh | None = None,
+    reduction: Reduction = token_mean,
+    vocab_size: int | None = None,
+) -> Trainer:
+    """Trains a model to predict the next token, by cross-entropy (nats).
+
+    Args:
+        model: the model.
+        optimizer: any Optax transformation.
+        micro_batches: parts that a batch is split into; the update does not depend on it.
+        mesh: a JAX mesh; see `divax.trainers.sharding`.
+        reduction: tokens to a loss, of `divax.objectives`.
+        vocab_size: the tokenizer's size, where the logits are padded.
+
+    Returns:
+        A `Trainer` on `Batch`es; `evaluate` gives `perplexity`, `accuracy` and `ece`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from divax import trainers as tr
+        >>> table = tr.Model(
+        ...     init=lambda key: jnp.zeros((4, 4)), apply=lambda params, tokens: params[tokens]
+        ... )
+        >>> trainer = tr.language_model(model=table, optimizer=optax.sgd(1.0))
+        >>> batch = tr.Batch(tokens=jnp.array([[0, 1, 2, 3]]))
+        >>> state, metrics = trainer.step(trainer.init(jax.random.key(0)), batch)
+        >>> round(float(metrics["loss"]), 4), trainer.evaluate(state, [batch])["accuracy"]
+        (1.3863, 1.0)
+    """
+
+    def loss_fn(params, batch, key):
+        del key
+        labels, mask = align_causal(batch.tokens, batch.mask, batch.segment_ids)
+        return objectives.cross_entropy(
+            logits=predict(model, params, batch),
+            labels=labels,
+            mask=mask,
+            vocab_size=vocab_size,
+            reduction=reduction,
+        )
+
+    return make_trainer(
+        init_params=model.init,
+        step=make_step(loss_fn, optimizer, micro_batches),
+        sums=lambda params, batch: prediction_sums(
+            predict(model, params, batch), batch, vocab_size
+        ),
+        summarise=summarise,
+        optimizer=optimizer,
+        mesh=mesh,
+    )

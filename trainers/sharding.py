@@ -1,0 +1,95 @@
+"""Where arrays live: data parallel and fully sharded placement over JAX's own mesh."""
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+#: Over this mesh axis parameters are sharded; over every other axis they are replicated.
+FSDP_AXIS = "fsdp"
+
+
+def automatic(mesh: Mesh) -> Mesh:
+    """The same mesh with every axis left to the compiler.
+
+    `jax.make_mesh` gives explicit axes by default, under which every operation of a model would
+    have to state its output's sharding.
+
+    Example:
+        >>> import jax
+        >>> automatic(jax.make_mesh((1,), ("data",))).axis_names
+        ('data',)
+    """
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis over all axes of the mesh.
+
+    Example:
+        >>> import jax
+        >>> list(batch_sharding(jax.make_mesh((1, 1), ("data", "fsdp"))).spec)
+        [('data', 'fsdp')]
+    """
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
+def state_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """The largest axis that the mesh's `fsdp` axis divides is sharded over it; else replicated.
+
+    The rule reads nothing but the shape, so an optimizer's moments lie with their parameters.
+
+    Example:
+        >>> import jax
+        >>> list(state_sharding(jax.make_mesh((1,), ("fsdp",)), (16, 64)).spec)
+        [None, 'fsdp']
+    """
+    size = mesh.shape.get(FSDP_AXIS, 0)
+    divisible = [axis for axis, length in enumerate(shape) if size and length % size == 0]
+    if not divisible or math.prod(shape) == 0:
+        return NamedSharding(mesh, PartitionSpec())
+    largest = max(divisible, key=lambda axis: shape[axis])
+    return NamedSharding(mesh, PartitionSpec(*[None] * largest, FSDP_AXIS))
+
+
+def place_state(tree: Any, mesh: Mesh | None) -> Any:
+    """Arrays laid out as parameters are; without a mesh they stay as they are.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> place_state(jnp.ones(4), jax.make_mesh((1,), ("fsdp",))).sharding.spec[0]
+        'fsdp'
+    """
+    if mesh is None:
+        return tree
+    return jax.tree.map(lambda x: jax.device_put(x, state_sharding(mesh, x.shape)), tree)
+
+
+def place_batch(batch: Any, mesh: Mesh | None) -> Any:
+    """A batch split over the devices by rows; without a mesh it stays as it is.
+
+    Every process passes the whole batch and keeps its own devices' rows.
+
+    Raises:
+        ValueError: the devices do not divide the rows.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> place_batch(np.ones((4, 2)), jax.make_mesh((1,), ("data",))).sharding.spec[0]
+        'data'
+    """
+    if mesh is None:
+        return batch
+    sharding = batch_sharding(mesh)
+
+    def place(x):
+        if x.shape[0] % mesh.size:
+            raise ValueError(
+                f"a batch of {x.shape[0]} rows does not divide over the mesh's {mesh.size} devices"
+            )
+        if jax.process_count() == 1 or isinstance(x, jax.Array):
+            return jax.device_put(x, sharding)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(place, batch)

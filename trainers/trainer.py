@@ -1,0 +1,93 @@
+"""A trainer: an init and a step over an explicit state, like an Optax transformation."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from divax.trainers.sharding import automatic, place_batch, place_state, state_sharding
+from divax.trainers.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """Three functions; `tr.distillation` and `tr.language_model` make them, `tr.fit` runs them.
+
+    Attributes:
+        init: `init(key) -> TrainState`, sharded if the trainer has a mesh.
+        step: `step(state, batch) -> (state, metrics)`, one jitted call. The state is donated:
+            use the one that comes back. The metrics are scalars on the device.
+        evaluate: `evaluate(state, batches) -> {name: number}`, over the whole iterable.
+
+    Example:
+        >>> import jax
+        >>> Trainer(init=lambda key: key, step=lambda s, b: (s, {}), evaluate=lambda s, bs: {})
+        Trainer(...)
+    """
+
+    init: Callable[[jax.Array], TrainState]
+    step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+    evaluate: Callable[[TrainState, Iterable[Any]], dict[str, float]]
+
+
+def make_trainer(
+    *,
+    init_params: Callable[[jax.Array], Any],
+    step: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
+    sums: Callable[..., Any],
+    summarise: Callable[[Iterable[Any]], dict[str, float]],
+    optimizer: optax.GradientTransformation,
+    frozen: tuple[Any, ...] = (),
+    mesh: Mesh | None = None,
+) -> Trainer:
+    """Jits and places pure functions: the thin shell around every trainer of this package.
+
+    Args:
+        init_params: `init_params(key) -> params`.
+        step: `(state, batch, *frozen) -> (state, metrics)`, see `make_step`.
+        sums: `(params, batch, *frozen) -> sums` of one evaluation batch.
+        summarise: all the batches' sums, on the host, to numbers.
+        optimizer: the one that `step` updates with.
+        frozen: pytrees that are passed to every step as arguments: never donated, never compiled
+            in as constants, so that a new value needs no new compilation.
+        mesh: a JAX mesh; batches are split over all of its axes, parameters over `"fsdp"`.
+
+    Example:
+        See the source of `tr.language_model`, which is twenty lines on top of this.
+
+        >>> make_trainer.__kwdefaults__["mesh"] is None
+        True
+    """
+
+    def create(key):
+        params_key, run_key = jax.random.split(key)
+        return TrainState.create(init_params(params_key), optimizer, run_key)
+
+    if mesh is None:
+        init, train = jax.jit(create), jax.jit(step, donate_argnums=0)
+        measure = jax.jit(sums)
+    else:
+        mesh = automatic(mesh)
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        layout = jax.tree.map(
+            lambda x: state_sharding(mesh, x.shape), jax.eval_shape(create, jax.random.key(0))
+        )
+        init = jax.jit(create, out_shardings=layout)
+        train = jax.jit(step, donate_argnums=0, out_shardings=(layout, everywhere))
+        measure = jax.jit(sums, out_shardings=everywhere)
+        frozen = jax.tree.map(lambda x: place_state(x, mesh) if hasattr(x, "shape") else x, frozen)
+
+    def evaluate(state: TrainState, batches: Iterable[Any]) -> dict[str, float]:
+        return summarise(
+            jax.device_get(measure(state.params, place_batch(batch, mesh), *frozen))
+            for batch in batches
+        )
+
+    return Trainer(
+        init=init,
+        step=lambda state, batch: train(state, place_batch(batch, mesh), *frozen),
+        evaluate=evaluate,
+    )
