@@ -1,1 +1,51 @@
-"""divax.divergences"""
+"""Divergences between categorical distributions given by logits; imports JAX and NumPy only.
+
+A divergence is a frozen value object, called as `div(target, model)` on logits `[..., V]`, one value per row, in nats.
+`forward_*` is D(target‖model), `reverse_*` is D(model‖target).
+
+Members, by what they compute (`get` and `names` reach them by their snake-case names):
+
+- f-divergences: `ForwardKL`, `ReverseKL`, `Jeffreys`, `JensenShannon`, `InterpolatedJS`, `Alpha`, `ForwardChi2`,
+  `ReverseChi2`, `SquaredHellinger`, `TotalVariation`, `Triangular`, `SkewForwardKL`, `SkewReverseKL`; your own from a
+  generator with `from_generator`.
+- adaptive: `AdaptiveKL` (and `head_mask`, the head it uses).
+- transport: `Sinkhorn` (and `sinkhorn_potentials`, its solver).
+
+Algebra: `+`, scalar `*`, `.dual()`, `.normalized()`; by hand, `mixture`. What a new member states: `AbstractDivergence`,
+`AbstractFDivergence`, with the decorator `divergence`, on a `Pair`.
+"""
+
+from divax.divergences.adaptive_kl import AdaptiveKL as AdaptiveKL
+from divax.divergences.adaptive_kl import head_mask as head_mask
+from divax.divergences.algebra import Dual as Dual
+from divax.divergences.algebra import FDual as FDual
+from divax.divergences.algebra import FMixture as FMixture
+from divax.divergences.algebra import Mixture as Mixture
+from divax.divergences.algebra import mixture as mixture
+from divax.divergences.alpha import Alpha as Alpha
+from divax.divergences.base import AbstractDivergence as AbstractDivergence
+from divax.divergences.base import InfiniteAt as InfiniteAt
+from divax.divergences.base import divergence as divergence
+from divax.divergences.chi2 import ForwardChi2 as ForwardChi2
+from divax.divergences.chi2 import ReverseChi2 as ReverseChi2
+from divax.divergences.f_divergence import AbstractFDivergence as AbstractFDivergence
+from divax.divergences.f_divergence import Limits as Limits
+from divax.divergences.generator import Generator as Generator
+from divax.divergences.generator import from_generator as from_generator
+from divax.divergences.hellinger import SquaredHellinger as SquaredHellinger
+from divax.divergences.jeffreys import Jeffreys as Jeffreys
+from divax.divergences.jensen_shannon import InterpolatedJS as InterpolatedJS
+from divax.divergences.jensen_shannon import JensenShannon as JensenShannon
+from divax.divergences.kl import ForwardKL as ForwardKL
+from divax.divergences.kl import ReverseKL as ReverseKL
+from divax.divergences.rows import Pair as Pair
+from divax.divergences.rows import log_softmax as log_softmax
+from divax.divergences.sinkhorn import Sinkhorn as Sinkhorn
+from divax.divergences.sinkhorn import SinkhornPotentials as SinkhornPotentials
+from divax.divergences.sinkhorn import sinkhorn_potentials as sinkhorn_potentials
+from divax.divergences.skew_kl import SkewForwardKL as SkewForwardKL
+from divax.divergences.skew_kl import SkewReverseKL as SkewReverseKL
+from divax.divergences.specs import get as get
+from divax.divergences.specs import names as names
+from divax.divergences.total_variation import TotalVariation as TotalVariation
+from divax.divergences.triangular import Triangular as Triangular

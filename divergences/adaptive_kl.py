@@ -1,0 +1,108 @@
+"""Adaptive KL: forward and reverse KL mixed by how much of their difference lies in the teacher's head."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from divax.divergences.base import AbstractDivergence, InfiniteAt, check_range, divergence
+from divax.divergences.kl import ForwardKL, ReverseKL
+from divax.divergences.numerics import Scalar
+from divax.divergences.rows import log_softmax
+
+
+def head_mask(
+    target: jax.Array, head_mass: Scalar, *, crossing_token_in_head: bool = True
+) -> jax.Array:
+    """The smallest set of the target's likeliest tokens whose mass reaches `head_mass`.
+
+    Args:
+        target: logits `[..., V]`.
+        head_mass: mass to reach, in (0, 1); a number or a traced scalar.
+        crossing_token_in_head: False leaves out the token that crosses the mass (but never the likeliest one), as the
+            reference code of AKL does.
+
+    Returns:
+        Boolean `[..., V]`. Ties are broken by token id.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> head_mask(jnp.log(jnp.array([0.45, 0.3, 0.15, 0.1])), 0.5).tolist()
+        [True, True, False, False]
+    """
+    p = jnp.exp(log_softmax(target))
+    order = jnp.argsort(-p, axis=-1, stable=True)
+    descending = jnp.take_along_axis(p, order, axis=-1)
+    through = jnp.cumsum(descending, axis=-1)
+    # The mass before a token is shifted, not subtracted: through − descending rounds, and may exclude a token wrongly.
+    before = jnp.concatenate([jnp.zeros_like(through[..., :1]), through[..., :-1]], axis=-1)
+    if crossing_token_in_head:
+        in_head = before < head_mass
+    else:
+        in_head = (through <= head_mass) | (jnp.arange(p.shape[-1]) == 0)[(None,) * (p.ndim - 1)]
+    return jnp.put_along_axis(jnp.zeros_like(in_head), order, in_head, axis=-1, inplace=False)
+
+
+@divergence
+class AdaptiveKL(AbstractDivergence):
+    """Adaptive KL (AKL), w·KL(p‖q) + (1 − w)·KL(q‖p) with w = Σ_head |p − q| / Σ |p − q|.
+
+    The head is the smallest set of the target's likeliest tokens whose mass reaches `head_mass`; each row has its own w,
+    through which no gradient flows (so this is no gradient of the value: the value with w frozen is what descends).
+    `compat="reference"` cuts the head where the authors' code does: the token that crosses the mass goes to the tail,
+    except when it is the first. At p = q, where w is 0/0, w = ½.
+
+    Called with logits `[..., V]`, returns `[...]` in nats, float32. Masking as in `AbstractDivergence.__call__`; +inf on
+    any mismatch of supports, as both KLs are weighted unless w is 0 or 1. A head_mass outside (0, 1) is a ValueError.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divax import divergences as dv
+        >>> target, model = jnp.log(jnp.array([0.6, 0.2, 0.2])), jnp.log(jnp.array([0.2, 0.3, 0.5]))
+        >>> round(float(dv.AdaptiveKL(head_mass=0.5)(target, model)), 6)  # w = ½
+        0.377439
+
+    Source: T. Wu et al., "Rethinking Kullback-Leibler Divergence in Knowledge Distillation for Large Language Models",
+    arXiv:2404.02657, §4.2.
+    """
+
+    spec_name = "adaptive_kl"
+    formula = "w KL(p‖q) + (1−w) KL(q‖p), w = head share of |p − q|"
+
+    head_mass: Scalar = 0.5
+    compat: Literal["reference"] | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def __post_init__(self):
+        check_range(self, "head_mass", 0, 1, ends="open")
+        if self.compat not in (None, "reference"):
+            raise ValueError(f"AdaptiveKL: compat={self.compat!r} is neither None nor 'reference'")
+
+    def rows(self, target: jax.Array, model: jax.Array) -> jax.Array:
+        """Both KLs, weighted."""
+        share = jax.lax.stop_gradient(self.head_share(target, model))
+        forward, reverse = ForwardKL().rows(target, model), ReverseKL().rows(target, model)
+        return _weighted(share, forward) + _weighted(1 - share, reverse)
+
+    def head_share(self, target: jax.Array, model: jax.Array) -> jax.Array:
+        """w `[...]` from logits `[..., V]`: the head's share of Σ |p − q|, ½ for equal rows."""
+        head = head_mask(target, self.head_mass, crossing_token_in_head=self.compat is None)
+        gap = jnp.abs(jnp.exp(log_softmax(target)) - jnp.exp(log_softmax(model)))
+        in_head = jnp.sum(jnp.where(head, gap, 0), -1)
+        total = jnp.sum(gap, -1)
+        return jnp.where(total > 0, in_head / jnp.where(total > 0, total, 1), 0.5)
+
+    @property
+    def infinite_at(self) -> InfiniteAt:
+        """Infinite on any mismatch."""
+        return InfiniteAt(True, True)
+
+    def normalized(self) -> AbstractDivergence:
+        """Itself: both KLs have curvature 1."""
+        return self
+
+
+def _weighted(weight: jax.Array, value: jax.Array) -> jax.Array:
+    return weight * jnp.where(weight > 0, value, 0)

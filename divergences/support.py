@@ -1,0 +1,59 @@
+"""What to do with atoms on which a divergence is +inf."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from divax.divergences.base import InfiniteAt
+
+Support = Literal["inf", "mask", "floor"]
+
+LOG_FLOOR = -23.025850929940457
+"""log 1e-10: the probability, relative to the row's own total, that "floor" gives to a ruled-out atom."""
+
+
+def apply_support(
+    target: jax.Array, model: jax.Array, support: Support, infinite_at: InfiniteAt
+) -> tuple[jax.Array, jax.Array]:
+    """Rewrites the logits so that no atom contributes +inf ("mask", "floor"), or leaves them alone ("inf").
+
+    Only atoms on which this divergence is infinite are touched: for KL(p‖q) those with p > 0 = q, but not those with
+    p = 0 < q, whose contribution is finite.
+
+    Args:
+        target: logits `[..., V]`.
+        model: logits `[..., V]`.
+        support: the policy.
+        infinite_at: on which mismatches the divergence is +inf.
+
+    Returns:
+        The two arrays of logits, rewritten.
+
+    Raises:
+        ValueError: an unknown policy.
+    """
+    if support not in get_args(Support):
+        near = difflib.get_close_matches(str(support), get_args(Support), n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"support={support!r} is none of {', '.join(get_args(Support))}; did you mean {near!r}?"
+        )
+    if support == "inf":
+        return target, model
+    target_off, model_off = target == -jnp.inf, model == -jnp.inf
+    bad_target = target_off & ~model_off & infinite_at.target_zero
+    bad_model = model_off & ~target_off & infinite_at.model_zero
+    if support == "mask":
+        bad = bad_target | bad_model
+        return jnp.where(bad, -jnp.inf, target), jnp.where(bad, -jnp.inf, model)
+    return _floor(target, bad_target), _floor(model, bad_model)
+
+
+def _floor(logits: jax.Array, bad: jax.Array) -> jax.Array:
+    top = jnp.max(logits, axis=-1, keepdims=True)
+    total = jax.nn.logsumexp(jnp.where(top == -jnp.inf, 0, logits), axis=-1, keepdims=True)
+    return jnp.where(bad, jax.lax.stop_gradient(total) + LOG_FLOOR, logits)
