@@ -1,12 +1,14 @@
 """Checks of what a caller passes, at trace time: one clear line instead of a shape error inside."""
 
+from typing import TypeGuard
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 
-def is_static(value: object) -> bool:
+def is_static(value: object) -> TypeGuard[float]:
     """Whether a hyper-parameter is a plain number, whose value can be looked at while tracing."""
     return isinstance(value, int | float | np.number)
 
@@ -32,21 +34,22 @@ def check_rows(values: jax.Array, name: str, rows: tuple[int, ...], logits_name:
     )
 
 
-def as_scalar(
-    value: ArrayLike, name: str, *, low: float, high: float, open_low: bool = False
-) -> jax.Array:
-    """A scalar hyper-parameter as an array of the working precision; the range if it is static."""
-    if is_static(value):
-        inside = low < value <= high if open_low else low <= value <= high  # pyright: ignore[reportOperatorIssue]
-        if not inside:
-            bound = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if np.isinf(high) else ']'}"
-            raise ValueError(f"{name} must lie in {bound}, got {value}")
+def as_scalar(value: ArrayLike, name: str) -> jax.Array:
+    """A scalar hyper-parameter, plain or traced, as an array of the working precision."""
     array = jnp.asarray(value, jnp.result_type(float))
     if array.ndim != 0:
         raise ValueError(
             f"{name} must be a scalar, got shape {array.shape}; use jax.vmap to sweep several"
         )
     return array
+
+
+def as_labels(labels: ArrayLike) -> jax.Array:
+    """Labels as int32: bytes are often uint8, in which ids beyond 255 would wrap around."""
+    labels = jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    return labels.astype(jnp.int32)
 
 
 def live_weights(
@@ -58,8 +61,6 @@ def live_weights(
     weights = weights.astype(jnp.result_type(float))
     if labels is None:
         return weights
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"labels must be integers, got {labels.dtype}")
     check_rows(labels, "labels", rows, logits_name)
     return jnp.where(labels >= 0, weights, 0)
 

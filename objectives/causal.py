@@ -55,7 +55,8 @@ def align_causal(
     Example:
         >>> import jax.numpy as jnp
         >>> from divax.objectives import align_causal
-        >>> labels, mask = align_causal(jnp.array([[7, 8, 9, 4, 5]]), segment_ids=[[1, 1, 1, 2, 2]])
+        >>> tokens, segments = jnp.array([[7, 8, 9, 4, 5], [1, 1, 1, 2, 2]])[:, None]
+        >>> labels, mask = align_causal(tokens, segment_ids=segments)
         >>> labels.tolist(), mask.tolist()
         ([[8, 9, -100, 5, -100]], [[1.0, 1.0, 0.0, 1.0, 0.0]])
     """

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from divax.objectives.arguments import check_logits, live_weights, silence_rows
+from divax.objectives.arguments import as_labels, check_logits, live_weights, silence_rows
 from divax.objectives.reduction import Reduction, token_mean
 from divax.objectives.vocabulary import restrict_vocabulary
 from divax.objectives.weighted import Weighted
@@ -49,19 +49,19 @@ def cross_entropy(
         >>> round(float(loss.mean()), 4), float(loss.count)  # log 4, over two predictions
         (1.3863, 2.0)
     """
-    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    logits, labels = jnp.asarray(logits), as_labels(labels)
     check_logits(logits, "logits")
     if vocab_size is not None:
         logits = restrict_vocabulary(logits, vocab_size, "logits")
     weights = live_weights(logits.shape[:-1], labels, mask, "logits")
     logits = silence_rows(logits, weights)
-    correct = jnp.argmax(jax.lax.stop_gradient(logits), axis=-1) == labels
+    correct = jax.lax.argmax(jax.lax.stop_gradient(logits), logits.ndim - 1, jnp.int32) == labels
     metrics = {"accuracy": token_mean(correct, weights)}
     return reduction(cross_entropy_rows(logits, labels), weights), metrics
 
 
 def cross_entropy_rows(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """`logsumexp(logits) - logits[label]` per row, float32 or better; labels < 0 read as 0.
+    """`logsumexp(logits) - logits[label]` per row, float32 or better; int32 labels < 0 read as 0.
 
     The label's logit is picked by a masked sum and not by a gather: it costs the same, since it
     fuses with the passes over the row that are made anyway, and unlike a gather it partitions over
@@ -69,8 +69,7 @@ def cross_entropy_rows(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """
     logits = logits.astype(jnp.result_type(float))
     size = logits.shape[-1]
-    # int32 first: ids counted in the labels' uint8 would wrap around.
-    labels = jnp.maximum(labels.astype(jnp.int32), 0)
+    labels = jnp.maximum(labels, 0)
     ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
     picked = jnp.sum(jnp.where(ids == labels[..., None], logits, 0), axis=-1)
     picked = jnp.where(labels < size, picked, -jnp.inf)

@@ -1,5 +1,6 @@
 """Distillation from a teacher's logits, under any divergence."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -8,6 +9,7 @@ from jax.typing import ArrayLike
 
 from divax.divergences import ForwardKL
 from divax.objectives.arguments import (
+    as_labels,
     as_scalar,
     check_logits,
     check_rows,
@@ -72,8 +74,8 @@ def distillation(
         itself, without `T²`), `"cross_entropy"` (if there are labels), `"teacher_entropy"` and
         `"student_entropy"` (of the softened distributions that D sees, so that under the forward
         KL the soft cross-entropy is their sum: `distill + teacher_entropy`), and `"agreement"`
-        (both have the same most likely token). Each reads the logits once, stores nothing of their
-        size, and under `jit` costs nothing if it is not used.
+        (both have the same most likely token). Each reads the logits again, none is on the way of
+        the gradient, and under `jit` one that is not used is not computed.
 
     Raises:
         ValueError: If shapes or vocabularies do not match, a plain number is out of range, or
@@ -99,10 +101,11 @@ def distillation(
         section 2.
     """
     student, teacher = jnp.asarray(student_logits), jnp.asarray(teacher_logits)
-    labels = None if labels is None else jnp.asarray(labels)
-    _check(student, teacher, labels, divergence, distill_weight)
-    temperature_ = as_scalar(temperature, "temperature", low=0, high=jnp.inf, open_low=True)
-    weight = as_scalar(distill_weight, "distill_weight", low=0, high=1)
+    labels = None if labels is None else as_labels(labels)
+    _check_models(student, teacher, divergence)
+    _check_weights(temperature, distill_weight, labels)
+    temperature_ = as_scalar(temperature, "temperature")
+    weight = as_scalar(distill_weight, "distill_weight")
 
     student, teacher = equal_vocabularies(student, jax.lax.stop_gradient(teacher), vocab_size)
     live = live_weights(student.shape[:-1], labels, mask, "student_logits")
@@ -123,13 +126,7 @@ def distillation(
     return reduction(rows, live), metrics
 
 
-def _check(
-    student: jax.Array,
-    teacher: jax.Array,
-    labels: jax.Array | None,
-    divergence: object,
-    distill_weight: ArrayLike,
-) -> None:
+def _check_models(student: jax.Array, teacher: jax.Array, divergence: object) -> None:
     check_logits(student, "student_logits")
     check_logits(teacher, "teacher_logits")
     if student.shape[:-1] != teacher.shape[:-1]:
@@ -147,6 +144,16 @@ def _check(
         raise TypeError(
             f"divergence must be a divergence, got {name}; pass an instance such as ForwardKL()"
         )
+
+
+def _check_weights(
+    temperature: ArrayLike, distill_weight: ArrayLike, labels: jax.Array | None
+) -> None:
+    """The ranges, where the values are known, and that there are labels if they have a weight."""
+    if is_static(temperature) and not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {temperature}")
+    if is_static(distill_weight) and not 0 <= distill_weight <= 1:
+        raise ValueError(f"distill_weight must lie in [0, 1], got {distill_weight}")
     if labels is None and not _is_one(distill_weight):
         raise ValueError(
             f"distill_weight={distill_weight} mixes in the cross-entropy on the labels, but labels "
@@ -155,7 +162,7 @@ def _check(
 
 
 def _is_one(value: ArrayLike) -> bool:
-    return is_static(value) and bool(value == 1)
+    return is_static(value) and value == 1
 
 
 def _soften(logits: jax.Array, temperature: jax.Array) -> jax.Array:
@@ -184,9 +191,8 @@ def _metrics(
 
 
 def _entropy(logits: jax.Array) -> jax.Array:
-    """Entropy of softmax(logits) per row, from two sums over the row: `log z - sum(e x)/z`."""
+    """Entropy of softmax(logits) per row: the sum of `q (-log q)`, whose terms are all >= 0."""
     logits = logits.astype(jnp.result_type(float))
-    logits = logits - jnp.max(logits, axis=-1, keepdims=True)
-    mass = jnp.exp(logits)
-    total = jnp.sum(mass, axis=-1)
-    return jnp.log(total) - jnp.sum(jnp.where(mass > 0, mass * logits, 0), axis=-1) / total
+    # exp(x - max) is left to the normaliser: shared with the sum below it would be stored.
+    surprise = jax.nn.logsumexp(logits, axis=-1, keepdims=True) - logits
+    return jnp.sum(jnp.where(surprise < jnp.inf, jnp.exp(-surprise) * surprise, 0), axis=-1)

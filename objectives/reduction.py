@@ -11,9 +11,9 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
+from divax.objectives.arguments import is_static
 from divax.objectives.weighted import Weighted
 
 
@@ -53,7 +53,8 @@ def token_mean(values: ArrayLike, mask: ArrayLike) -> Weighted:
     Example:
         >>> import jax.numpy as jnp
         >>> from divax.objectives import token_mean
-        >>> float(token_mean(jnp.array([[1.0, 2.0], [6.0, jnp.nan]]), [[1, 1], [1, 0]]).mean())
+        >>> mask = jnp.array([[1, 1], [1, 0]])
+        >>> float(token_mean(jnp.array([[1.0, 2.0], [6.0, jnp.nan]]), mask).mean())
         3.0
     """
     products, weights = _masked(values, mask)
@@ -81,7 +82,8 @@ def sequence_mean(values: ArrayLike, mask: ArrayLike) -> Weighted:
     Example:
         >>> import jax.numpy as jnp
         >>> from divax.objectives import sequence_mean
-        >>> float(sequence_mean(jnp.array([[1.0, 3.0], [6.0, 0.0]]), [[1, 1], [1, 0]]).mean())
+        >>> mask = jnp.array([[1, 1], [1, 0]])
+        >>> float(sequence_mean(jnp.array([[1.0, 3.0], [6.0, 0.0]]), mask).mean())
         4.0
     """
     products, weights = _masked(values, mask, time=True)
@@ -112,14 +114,15 @@ def constant_sum(values: ArrayLike, mask: ArrayLike, constant: ArrayLike) -> Wei
     Example:
         >>> import jax.numpy as jnp
         >>> from divax.objectives import constant_sum
-        >>> float(constant_sum(jnp.array([[1.0, 3.0], [6.0, 0.0]]), [[1, 1], [1, 0]], 4.0).mean())
+        >>> mask = jnp.array([[1, 1], [1, 0]])
+        >>> float(constant_sum(jnp.array([[1.0, 3.0], [6.0, 0.0]]), mask, 4.0).mean())
         1.25
 
     Reference:
         Liu et al., "Understanding R1-Zero-Like Training: A Critical Perspective",
         arXiv:2503.20783 (Dr. GRPO).
     """
-    if isinstance(constant, int | float | np.number) and not constant > 0:
+    if is_static(constant) and not constant > 0:
         raise ValueError(f"constant must be positive, got {constant}")
     products, weights = _masked(values, mask, time=True)
     total = jnp.sum(products) / jnp.asarray(constant, products.dtype)
