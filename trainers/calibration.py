@@ -49,7 +49,7 @@ class Calibration:
             return jnp.zeros(BINS, values.dtype).at[index].add(values)
 
         weight = mask.astype(confidence.dtype)
-        return cls(binned(weight), binned(weight * confidence), binned(weight * right))
+        return cls(binned(weight), binned(weight * confidence), binned(jnp.where(right, weight, 0)))
 
     def error(self) -> jax.Array:
         """The weighted mean over bins of |accuracy - confidence|, in [0, 1]."""

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from divax.trainers.errors import RunError
+from divax.trainers.layout import layout
 
 
 class Checkpoints:
@@ -57,7 +58,7 @@ class Checkpoints:
         self._manager.save(
             step,
             args=args.Composite(
-                state=args.StandardSave(leaves), layout=args.JsonSave(_layout(state))
+                state=args.StandardSave(leaves), layout=args.JsonSave(layout(state))
             ),
         )
 
@@ -75,7 +76,7 @@ class Checkpoints:
         if step is None:
             raise RunError(f"{self._directory}: holds no checkpoint")
         found = self._manager.restore(step, args=args.Composite(layout=args.JsonRestore()))
-        self._check_layout(found["layout"], _layout(like))
+        self._check_layout(found["layout"], layout(like))
         leaves, structure = jax.tree.flatten(like)
         arrays = [_as_array(leaf) for leaf in leaves]
         target = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for x in arrays]
@@ -88,14 +89,9 @@ class Checkpoints:
             if found.get(name) != expected.get(name):
                 raise RunError(
                     f"{self._directory}: the checkpoint is of another configuration: "
-                    f"{name.strip('.')} is {found.get(name, 'missing')} there and "
+                    f"{name} is {found.get(name, 'missing')} there and "
                     f"{expected.get(name, 'missing')} here; choose another run directory"
                 )
-
-
-def _layout(tree: Any) -> dict[str, str]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): jax.typeof(leaf).str_short() for path, leaf in leaves}
 
 
 def _is_key(leaf: jax.Array) -> bool:

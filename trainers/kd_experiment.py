@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 TEACHER, ALONE = "teacher", "student alone"
 #: The validation curve is drawn on this many batches; the table is on all of them.
-_CURVE_BATCHES = 6
+_CURVE_BATCHES = 4
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import jax
 
 from divax.trainers.errors import Interrupted, RunError
 from divax.trainers.interruption import Stop, polite_stop
+from divax.trainers.layout import layout
 from divax.trainers.recorder import Recorder
 from divax.trainers.run import AbstractRun, SavedRun, UnsavedRun
 from divax.trainers.state import TrainState
@@ -146,10 +147,7 @@ def _due(step: int, every: int | None) -> bool:
 
 
 def _check_shapes(step: int, batch: Any, shapes: Any) -> Any:
-    found = [
-        f"{jax.tree_util.keystr(path).strip('.')} {jax.typeof(leaf).str_short()}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(batch)
-    ]
+    found = [f"{name} {shape}" for name, shape in layout(batch).items()]
     if shapes is not None and found != shapes:
         raise ValueError(
             f"the batch of step {step} is {', '.join(found)}, and the run's first was "

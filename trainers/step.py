@@ -58,8 +58,10 @@ def make_step(
     def step(state: TrainState, batch: Any, *frozen: Any):
         key = jax.random.fold_in(state.key, state.step)
         grads, loss, metrics = _accumulate(loss_fn, state.params, batch, key, frozen, micro_batches)
-        denominator = jnp.maximum(loss.count, 1)
-        grads = jax.tree.map(lambda g, p: (g / denominator).astype(p.dtype), grads, state.params)
+        scale = 1 / jnp.maximum(loss.count, 1)
+        grads = jax.tree.map(
+            lambda g, p: (g * scale.astype(g.dtype)).astype(p.dtype), grads, state.params
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         report = {"loss": loss.mean(), **{name: value.mean() for name, value in metrics.items()}}
@@ -81,8 +83,7 @@ def _accumulate(loss_fn, params, batch, key, frozen, micro_batches):
         grads, (loss, metrics) = jax.grad(total, has_aux=True)(
             params, part, jax.random.fold_in(key, index)
         )
-        wide = jax.tree.map(lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), grads)
-        return wide, loss, metrics
+        return jax.tree.map(_widen, grads), loss, metrics
 
     if micro_batches == 1:
         return sums(batch, 0)
@@ -94,6 +95,10 @@ def _accumulate(loss_fn, params, batch, key, frozen, micro_batches):
         return jax.tree.map(jnp.add, running, sums(*part_and_index)), None
 
     return jax.lax.scan(add, zeros, (parts, jnp.arange(micro_batches)))[0]
+
+
+def _widen(x: jax.Array) -> jax.Array:
+    return x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
 
 
 def _stated_learning_rate(opt_state: Any) -> dict[str, jax.Array]:

@@ -1,0 +1,175 @@
+"""`divax kd` from end to end in tiny size, and each of its complaints."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from divax.trainers.cli import main
+from divax.trainers.kd_command import KdConfig
+from divax.trainers.kd_experiment import Experiment
+
+TINY = [
+    "--steps", "6", "--teacher-steps", "8",
+    "--student.layers", "1", "--student.width", "8", "--student.heads", "2",
+    "--teacher.layers", "1", "--teacher.width", "16", "--teacher.heads", "2",
+    "--training.batch-size", "4", "--training.sequence-length", "32",
+    "--training.evaluate-every", "3", "--training.checkpoint-every", "4",
+]  # fmt: skip
+
+
+def divax(*arguments):
+    command = [sys.executable, "-m", "divax.trainers.cli", "kd", *map(str, arguments)]
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+def contents(directory):
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "words.jsonl"
+    words = np.random.default_rng(0).choice(["alpha", "beta", "gamma", "delta"], size=(60, 12))
+    path.write_text("".join(json.dumps({"text": " ".join(row)}) + "\n" for row in words))
+    return path
+
+
+@pytest.fixture(scope="module")
+def first(text, tmp_path_factory):
+    output = tmp_path_factory.mktemp("kd") / "out"
+    return output, divax(*TINY, "--data", text, "--output", output)
+
+
+def test_the_first_run(first):
+    output, done = first
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((output / "results.json").read_text())
+    assert list(rows) == ["teacher", "student alone", "forward_kl"]
+    for line in done.stdout.splitlines()[1:4]:
+        name = next(name for name in rows if line.startswith(name))
+        assert f"{rows[name]['perplexity']:.3f}" in line
+    assert rows["teacher"]["agreement"] == 1
+    assert 1 < rows["forward_kl"]["perplexity"] < 256
+    assert rows["forward_kl"]["parameters"] == rows["student alone"]["parameters"]
+    assert (output / "curves.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("teacher", "student_alone", "forward_kl"):
+        assert (output / name / "metrics.jsonl").stat().st_size > 0
+        assert (output / name / "config.json").exists()
+        assert (output / name / "checkpoints").is_dir()
+
+
+def test_the_next_run_reuses_what_is_finished(first, text):
+    output, _ = first
+    before = contents(output)
+    done = divax(
+        *TINY, "--data", text, "--output", output,
+        "--divergence", "forward_kl", "--divergence", "0.5*forward_kl + 0.5*reverse_kl",
+        "--divergence", "alpha(0.5)",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    after = contents(output)
+    for path, content in before.items():
+        if path.startswith(("teacher", "student_alone", "forward_kl")):
+            assert after[path] == content, path
+    rows = json.loads((output / "results.json").read_text())
+    earlier = json.loads(before["results.json"])
+    assert {name: rows[name] for name in earlier} == earlier
+    assert "alpha(0.5)" in done.stdout
+    assert len(rows) == 5
+
+
+def test_other_settings_of_the_distillation_reuse_the_teacher(first, text):
+    output, _ = first
+    before = contents(output / "teacher")
+    done = divax(
+        *TINY, "--data", text, "--output", output, "--temperature", "2", "--distill-weight", "0.5"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "forward_kl, temperature 2, distill_weight 0.5" in done.stdout
+    assert contents(output / "teacher") == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--seed", "1"], "holds a run with seed = 0, and this one has seed = 1"),
+        (["--steps", "7"], "holds a run with steps = 6, and this one has steps = 7"),
+        (["--data", __file__], "holds a run with data = "),
+    ],
+)
+def test_another_experiment_is_refused(first, text, changed, message, capsys):
+    output, _ = first
+    before = contents(output)
+    assert main(["kd", *TINY, "--data", str(text), "--output", str(output), *changed]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("divax kd: error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert contents(output) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--divergence", "forwardkl"], "forward_kl"),
+        (["--divergence", "alpha(beta=2)"], "alpha"),
+        (["--data", "/nonexistent/file"], "/nonexistent/file: cannot be read"),
+        (["--output", "/dev/null"], "/dev/null: not a directory"),
+        (["--output", "/dev/null/below"], "cannot be used as a run directory"),
+        (["--steps", "0"], "--steps must be at least 1, got 0"),
+        (["--seed", "-1"], "--seed must be in [0, 2**32), got -1"),
+        (["--temperature", "0"], "--temperature must be positive, got 0.0"),
+        (["--distill-weight", "2"], "--distill-weight must be in [0, 1], got 2.0"),
+        (["--student.width", "9"], "width 9 does not divide into 4 heads"),
+        (["--training.micro-batches", "3"], "micro-batches must divide"),
+        (["--sed", "3"], "Unrecognized options: --sed, 3; did you mean --seed?"),
+        (["--seed", "x"], "--seed: invalid literal for int()"),
+        (["words"], "Unrecognized options: words"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(arguments, message, capsys, tmp_path):
+    default = [] if "--output" in arguments else ["--output", str(tmp_path / "out")]
+    assert main(["kd", *arguments, *default]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("divax kd: error: ")
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_too_small_names_it(tmp_path, capsys):
+    path = tmp_path / "short.txt"
+    path.write_text("brief")
+    assert main(["kd", "--data", str(path), "--output", str(tmp_path / "out")]) == 2
+    assert "short.txt: too small: 5 bytes are left for training" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_foreign_directory_is_left_alone(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert main(["kd", "--output", str(tmp_path)]) == 2
+    assert "holds files but no config.json" in capsys.readouterr().err
+    assert contents(tmp_path) == {"thesis.tex": b"years of work"}
+
+
+def test_a_divergence_asked_for_twice_is_run_once():
+    config = KdConfig(divergence=("forward_kl", "alpha(0.5)", "forward_kl"))
+    assert list(Experiment.prepare(config).divergences) == ["forward_kl", "alpha(0.5)"]
+
+
+def test_help_explains_the_flags(capsys):
+    assert main(["kd", "--help"]) == 0
+    out = capsys.readouterr().out
+    for flag in ("--divergence", "--output", "--data", "--seed", "--steps", "--temperature"):
+        assert flag in out
+    assert "may be repeated" in " ".join(out.split())
