@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import divax
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("divergences", "objectives", "trainers")
 SHELL = ("pyproject.toml", "README.md", "LICENSE")
@@ -71,6 +73,7 @@ def test_wheel_carries_licence_readme_and_command(built):
     assert texts["licenses/LICENSE"] == (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert "Apache License" in texts["licenses/LICENSE"]
     assert "divax = divax.trainers.cli:main" in texts["entry_points.txt"]
+    assert f"\nVersion: {divax.__version__}\n" in texts["METADATA"]
     assert "# Divax" in texts["METADATA"]
     assert "License-Expression: Apache-2.0" in texts["METADATA"]
 
