@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import numpy as np
 
 
 @jax.tree_util.register_dataclass
@@ -22,6 +23,6 @@ class Batch:
         (4, 16)
     """
 
-    tokens: jax.typing.ArrayLike
-    mask: jax.typing.ArrayLike | None = None
-    segment_ids: jax.typing.ArrayLike | None = None
+    tokens: jax.Array | np.ndarray
+    mask: jax.Array | np.ndarray | None = None
+    segment_ids: jax.Array | np.ndarray | None = None

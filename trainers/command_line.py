@@ -77,12 +77,18 @@ def _one_line(boxed: str) -> str:
         ...           "\n│     --seed INT │\n╰────╯")
         'Unknown: --sed, 3; did you mean --seed?'
     """
-    rows = [line.strip("│| ") for line in boxed.splitlines() if line.startswith(("│", "|"))]
-    if not rows:
-        return " ".join(boxed.split())
-    rule = next((i for i, row in enumerate(rows) if set(row) <= {"─", "-"}), len(rows))
-    message = re.sub(r"^Error parsing \w+: ", "", " ".join(rows[:rule]))
+    lines = [line for line in boxed.splitlines() if not line.startswith(("╭", "╰"))]
+    rows = [row for row in (line.strip("│| ") for line in lines) if row]
+    if "╭" not in boxed and len(rows) > 1 and _is_rule(rows[1]):
+        # Where the terminal is not UTF-8 there is no box, and the title is a row of its own.
+        rows = rows[2:]
+    end = next((i for i, row in enumerate(rows) if _is_rule(row)), len(rows))
+    message = re.sub(r"^Error parsing \w+: ", "", " ".join(rows[:end]))
     meant = next((i for i, row in enumerate(rows) if row.startswith("Perhaps you meant")), None)
     if meant is None or meant + 1 >= len(rows):
         return message
     return f"{message}; did you mean {rows[meant + 1].split()[0]}?"
+
+
+def _is_rule(row: str) -> bool:
+    return set(row) <= {"─", "-"}

@@ -100,7 +100,7 @@ def distillation(
     update = make_step(loss_fn, optimizer, micro_batches)
 
     def step(state, batch, teacher, constant):
-        now = divergence(state.step) if constant is None else constant
+        now = _at(divergence, state.step) if constant is None else constant
         weights = _at(temperature, state.step), _at(distill_weight, state.step)
         return update(state, batch, teacher, now, *weights)
 

@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from divax.trainers.kd_command import KdConfig, ModelSize
 
 TEACHER, ALONE = "teacher", "student alone"
-#: The validation curve is drawn on this many batches; the table is on all of them.
-_CURVE_BATCHES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +179,7 @@ class Experiment:
             run_dir=self._place(name),
             config=self._own(name),
             evaluate_every=training.evaluate_every,
-            eval_batches=self._validation()[:_CURVE_BATCHES],
+            eval_batches=self._validation(),
             checkpoint_every=training.checkpoint_every,
             log_every=10,
             description=title,
@@ -245,7 +243,7 @@ class Experiment:
         }
 
     def _own(self, name: str) -> dict[str, Any]:
-        own = {"run": name}
+        own: dict[str, Any] = {"run": name}
         if name not in (TEACHER, ALONE):
             own["temperature"] = self.config.temperature
             own["distill_weight"] = self.config.distill_weight

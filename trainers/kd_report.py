@@ -64,7 +64,8 @@ def curves(
     # The figure is made without pyplot, so no backend, window or global state is involved.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    height = max(4.2, 1.2 + 0.7 * (len(rows) - 1))
+    figure = Figure(figsize=(11, height), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     colours = {name: f"C{i}" for i, name in enumerate(n for n in points if n != ALONE)}
     colours[ALONE] = "0.35"
@@ -81,7 +82,7 @@ def _draw_curves(axes, points, rows, colours) -> None:
         steps, values = zip(*series, strict=True)
         label = f"{name}: {rows[name]['perplexity']:.3f}" if name in rows else name
         style = "--" if name == ALONE else "-"
-        axes.plot(steps, values, style, color=colours[name], linewidth=1.8, label=label)
+        axes.plot(steps, values, style, color=colours[name], linewidth=1.8, marker=".", label=label)
     teacher = rows[TEACHER]["perplexity"]
     axes.axhline(
         teacher, color="black", linewidth=1, linestyle=":", label=f"teacher: {teacher:.3f}"
@@ -90,9 +91,9 @@ def _draw_curves(axes, points, rows, colours) -> None:
     # From the teacher to where the students part; the first steps would flatten all the rest.
     low, high = min(teacher, *last), max(last)
     span = max(high - low, 0.01 * low)
-    axes.set_ylim(low - 0.15 * span, high + 1.5 * span)
+    axes.set_ylim(low - 0.15 * span, high + 3 * span)
     axes.set(xlabel="step", ylabel="validation perplexity", title="Learning curves")
-    axes.legend(title="perplexity at the end", frameon=False)
+    axes.legend(title="at the end", loc="upper right", frameon=False)
     axes.grid(alpha=0.25)
 
 
@@ -106,6 +107,6 @@ def _draw_distances(axes, rows, colours) -> None:
         axes.bar_label(bars, [f"{key}  {value:.3f}" for value in values], padding=3, fontsize=8)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.margins(x=0.35)
+    axes.margins(x=0.5)
     axes.set(xlabel="nats per token", title="Distance to the teacher")
     axes.grid(alpha=0.25, axis="x")

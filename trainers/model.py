@@ -37,7 +37,7 @@ class Model:
     """
 
     init: Callable[[jax.Array], Any]
-    apply: Callable[..., jax.Array]
+    apply: Callable[..., Any]
     hidden: Callable[..., jax.Array] | None = None
     head: Callable[[Any], jax.Array] | None = None
 
@@ -69,7 +69,7 @@ def predict(model: Model, params: Any, batch: Batch) -> jax.Array:
     return model.apply(params, batch.tokens, segment_ids=batch.segment_ids)
 
 
-def _takes_segment_ids(apply: Callable[..., jax.Array]) -> bool:
+def _takes_segment_ids(apply: Callable[..., Any]) -> bool:
     parameters = inspect.signature(apply).parameters
     return "segment_ids" in parameters
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from divax.trainers.checkpoint import Checkpoints
 from divax.trainers.errors import RunError
 from divax.trainers.metrics_log import MetricsLog
-from divax.trainers.run_directory import claim
+from divax.trainers.run_directory import check, claim
 from divax.trainers.state import TrainState
 
 METRICS = "metrics.jsonl"
@@ -87,23 +87,23 @@ class SavedRun(AbstractRun):
         keep: int,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._directory = claim(directory, config)
+        self._is_first = jax.process_index() == 0
+        self._directory = (claim if self._is_first else check)(directory, config)
         self._log = MetricsLog(self._directory / METRICS)
         self._checkpoints = Checkpoints(self._directory / CHECKPOINTS, keep)
-        self._writes_log = jax.process_index() == 0
         self._clock, self._start = clock, clock()
 
     def restore(self, fresh: TrainState) -> TrainState:
         """The newest saved state, with the log rewound to it; or the fresh one."""
         latest = self._checkpoints.latest()
         state = fresh if latest is None else self._checkpoints.restore(fresh)
-        if self._writes_log:
+        if self._is_first:
             self._log.rewind(latest or 0)
         return state
 
     def log(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Appends a line to `metrics.jsonl`."""
-        if self._writes_log:
+        if self._is_first:
             seconds = round(self._clock() - self._start, 3)
             self._log.append({"step": step, "kind": kind, **values, "seconds": seconds})
 

@@ -1,5 +1,7 @@
 """A decoder-only transformer in NumPy, float64, written from the papers' formulas with loops."""
 
+from typing import Any
+
 import numpy as np
 
 
@@ -55,7 +57,7 @@ def decoder(params, tokens, *, layers, heads, kv_heads, base, segments=None):
     return rms_norm(x, params["norm"]["scale"]) @ params["head"]
 
 
-def _float64(tree):
+def _float64(tree) -> Any:
     if isinstance(tree, dict):
         return {name: _float64(branch) for name, branch in tree.items()}
     return np.asarray(tree, np.float64)

@@ -66,9 +66,9 @@ def relaxed():
     """Optax's Adam relies on implicit promotion; the code around it stays strict."""
 
     def relax(optimizer):
-        def update(*arguments):
+        def update(updates, state, params=None):
             with jax.numpy_dtype_promotion("standard"):
-                return optimizer.update(*arguments)
+                return optimizer.update(updates, state, params)
 
         return optax.GradientTransformation(optimizer.init, update)
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import signal
 import threading
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -200,8 +201,9 @@ def test_a_checkpoint_of_another_optimizer_is_refused(trainer, table, batches, k
 
 @pytest.mark.parametrize("name", ["evaluate_every", "checkpoint_every", "log_every"])
 def test_intervals_are_positive(trainer, batches, key, name):
+    options: dict[str, Any] = {name: 0}
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
-        tr.fit(trainer, batches, steps=1, key=key, **{name: 0})
+        tr.fit(trainer, batches, steps=1, key=key, **options)
 
 
 def test_the_bar_is_silent_outside_a_terminal(trainer, batches, key, capsys):

@@ -39,7 +39,7 @@ def test_eight_devices_equal_one(name, micro_batches, decoder, batches, key):
             micro_batches=micro_batches,
             mesh=mesh,
         )
-        state = trainer.init(key)
+        state, metrics = trainer.init(key), {}
         for i in range(3):
             state, metrics = trainer.step(state, doubled(i))
         return state, metrics, trainer.evaluate(state, [doubled(9)])

@@ -1,5 +1,7 @@
 """Exact accumulation: sums over sums, whatever the micro-batches."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,7 +75,7 @@ def test_micro_batches_of_a_language_model(table, batches, key):
         trainer = tr.language_model(
             model=table, optimizer=optax.sgd(1.0), micro_batches=micro_batches
         )
-        state = trainer.init(key)
+        state, metrics = trainer.init(key), {}
         for i in range(3):
             state, metrics = trainer.step(state, batches(i))
         return state.params["logits"], metrics["loss"]
@@ -154,7 +156,7 @@ def test_the_update_is_that_of_a_hand_written_optax_loop(table, batches, key, ad
 
     trainer = tr.language_model(model=table, optimizer=optimizer)
     state = trainer.init(key)
-    params = jax.tree.map(jnp.copy, state.params)
+    params: Any = jax.tree.map(jnp.copy, state.params)
     opt_state = optimizer.init(params)
     for i in range(5):
         state, _ = trainer.step(state, batches(i))

@@ -1,10 +1,10 @@
 """The data: disjoint sides, batches that depend on (seed, step) alone, clear complaints."""
 
 import json
+from pydoc_data.topics import topics
 
 import numpy as np
 import pytest
-from pydoc_data.topics import topics
 
 from divax import trainers as tr
 from divax.trainers.text import SEPARATOR
@@ -19,7 +19,7 @@ def test_topics_are_split_without_loss():
     train, validation = documents(corpus.train), documents(corpus.validation)
     assert sorted(train + validation) == sorted(text.encode() for text in topics.values())
     share = corpus.validation.size / (corpus.train.size + corpus.validation.size)
-    assert 0.05 < share <= 0.1
+    assert 0.03 < share <= 0.06
 
 
 def test_no_long_line_stands_on_both_sides():
@@ -111,6 +111,6 @@ def test_every_window_can_be_drawn():
 def test_consecutive_windows_cover_everything_once():
     data = np.arange(50, dtype=np.uint8)
     batches = tr.consecutive_windows(data, batch_size=3, length=4)
-    seen = np.concatenate([b.tokens[b.mask > 0] for b in batches])
+    seen = np.concatenate([b.tokens[np.asarray(b.mask) > 0] for b in batches])
     np.testing.assert_array_equal(seen, data)
     assert {b.tokens.shape for b in batches} == {(3, 4)}
