@@ -104,19 +104,10 @@ def distillation(
         weights = _at(temperature, state.step), _at(distill_weight, state.step)
         return update(state, batch, teacher, now, *weights)
 
-    def sums(params, batch, teacher, constant):
-        del constant
-        logits, teacher_logits = predict(student, params, batch), teacher(batch)
-        return {
-            **prediction_sums(logits, batch, vocab_size),
-            **comparison_sums(logits, teacher_logits, batch, vocab_size),
-            "teacher": prediction_sums(teacher_logits, batch, vocab_size),
-        }
-
     return make_trainer(
         init_params=student.init,
         step=step,
-        sums=sums,
+        sums=_evaluation_sums(student, vocab_size),
         summarise=summarise,
         optimizer=optimizer,
         frozen=(teacher, constant),
@@ -124,8 +115,21 @@ def distillation(
     )
 
 
+def _evaluation_sums(student, vocab_size):
+    def sums(params, batch, teacher, divergence):
+        del divergence
+        logits, teacher_logits = predict(student, params, batch), teacher(batch)
+        return {
+            **prediction_sums(logits, batch, vocab_size),
+            **comparison_sums(logits, teacher_logits, batch, vocab_size),
+            "teacher": prediction_sums(teacher_logits, batch, vocab_size),
+        }
+
+    return sums
+
+
 def _at(value, step):
-    return value(step) if callable(value) else value
+    return value(step) if callable(value) and not isinstance(value, AbstractDivergence) else value
 
 
 def _check(teacher, divergence) -> None:

@@ -42,8 +42,8 @@ class Training:
 
     batch_size: int = 16
     sequence_length: int = 128
-    student_learning_rate: float = 6e-3
-    teacher_learning_rate: float = 3e-3
+    student_learning_rate: float = 1e-2
+    teacher_learning_rate: float = 4e-3
     micro_batches: int = 1
     checkpoint_every: int = 100
     evaluate_every: int = 50
@@ -77,8 +77,8 @@ class KdConfig:
     output: Path = Path("runs/kd")
     data: Path | None = None
     seed: int = 0
-    steps: int = 600
-    teacher_steps: int = 800
+    steps: int = 500
+    teacher_steps: int = 500
     temperature: float = 1.0
     distill_weight: float = 1.0
     training: Training = Training()
