@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -159,6 +160,17 @@ def test_a_foreign_directory_is_left_alone(tmp_path, capsys):
     assert main(["kd", "--output", str(tmp_path)]) == 2
     assert "holds files but no config.json" in capsys.readouterr().err
     assert contents(tmp_path) == {"thesis.tex": b"years of work"}
+
+
+def test_a_loss_that_is_not_finite_is_one_line_too(text, tmp_path, capsys):
+    wild = ["--training.teacher-learning-rate", "1e30", "--output", str(tmp_path / "out")]
+    with jax.numpy_dtype_promotion("standard"):
+        assert main(["kd", *TINY, "--data", str(text), *wild]) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(
+        r"divax kd: error: step \d+: (loss|grad_norm) is (nan|inf); stopped; .*\n", error
+    )
+    assert not (tmp_path / "out" / "results.json").exists()
 
 
 def test_a_divergence_asked_for_twice_is_run_once():
