@@ -29,12 +29,10 @@ def imported_names(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level:
-            yield "."
-        elif isinstance(node, ast.ImportFrom) and node.module == "divax":
+        elif isinstance(node, ast.ImportFrom) and node.module == "divax" and not node.level:
             yield from (f"divax.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield node.module
+            yield "." if node.level or node.module is None else node.module
 
 
 def functions(path):
