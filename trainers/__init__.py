@@ -15,7 +15,7 @@
 | `Batch` | token sequences, mask, segments |
 | `fit` | the loop: log, evaluation, checkpoints, resume |
 | `Checkpoints`, `MetricsLog` | what `fit` writes, for loops of your own |
-| `RunError`, `Interrupted` | how a run ends early |
+| `RunError`, `NonFiniteError`, `Interrupted` | how a run ends early |
 | `Corpus`, `python_topics`, `text_file` | real text as bytes |
 | `random_windows`, `consecutive_windows` | batches of it |
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from divax.trainers.decoder import transformer as transformer
     from divax.trainers.distillation_trainer import distillation as distillation
     from divax.trainers.errors import Interrupted as Interrupted
+    from divax.trainers.errors import NonFiniteError as NonFiniteError
     from divax.trainers.errors import RunError as RunError
     from divax.trainers.language_model_trainer import language_model as language_model
     from divax.trainers.loop import fit as fit
@@ -55,7 +56,7 @@ _MODULES = {
     "batch": ("Batch",),
     "checkpoint": ("Checkpoints",),
     "distillation_trainer": ("distillation",),
-    "errors": ("Interrupted", "RunError"),
+    "errors": ("Interrupted", "NonFiniteError", "RunError"),
     "loop": ("fit",),
     "language_model_trainer": ("language_model",),
     "metrics_log": ("MetricsLog",),

@@ -11,6 +11,15 @@ class RunError(ValueError):
     """
 
 
+class NonFiniteError(RunError):
+    """A loss, gradient or parameter became infinite or NaN; the message names the step.
+
+    Example:
+        >>> issubclass(NonFiniteError, RunError)
+        True
+    """
+
+
 class Interrupted(Exception):
     """A signal ended the run; the message says where its state is and how to go on.
 

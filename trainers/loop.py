@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from divax.trainers.errors import Interrupted, RunError
+from divax.trainers.errors import Interrupted, NonFiniteError, RunError
 from divax.trainers.interruption import Stop, polite_stop
 from divax.trainers.layout import layout
 from divax.trainers.recorder import Recorder
@@ -55,8 +55,9 @@ def fit(
         The state after `steps` steps.
 
     Raises:
-        RunError: the loss, gradient or parameters became infinite or NaN (the step is named, the
-            last good checkpoint kept); or the run directory cannot be used.
+        NonFiniteError: the loss, gradient or parameters became infinite or NaN; the step is named
+            and the last good checkpoint kept.
+        RunError: the run directory cannot be used, or its run is past `steps`.
         ValueError: a batch has another shape than the first.
         Interrupted: SIGINT or SIGTERM; with a run directory the state is saved.
 
@@ -78,10 +79,12 @@ def fit(
     run = UnsavedRun() if run_dir is None else SavedRun(run_dir, config or {}, keep)
     try:
         state = run.restore(fresh)
+        if int(state.step) > steps:
+            raise RunError(f"{run_dir}: the run is at step {int(state.step)}, past steps = {steps}")
         with polite_stop() as stop, _progress_bar(steps, int(state.step), description) as bar:
             state = loop.run(state, run, bar, stop)
-    except RunError as error:
-        raise RunError(f"{error}; {run.close()}") from error
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{error}; {run.close()}") from error
     except BaseException:
         run.close()
         raise

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from divax.trainers.errors import RunError
+from divax.trainers.errors import NonFiniteError
 
 #: Their being infinite or NaN ends a run; other metrics (a reverse KL, say) may be infinite.
 _MUST_BE_FINITE = ("loss", "grad_norm")
@@ -40,7 +40,7 @@ class Recorder:
         """Queues a step's metrics and writes those that are due.
 
         Raises:
-            RunError: a step's loss or gradient was not finite; the step is named.
+            NonFiniteError: a step's loss or gradient was not finite; the step is named.
         """
         self._pending.append((step, metrics))
         while len(self._pending) > self._in_flight:
@@ -56,5 +56,5 @@ class Recorder:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         for name in _MUST_BE_FINITE:
             if not math.isfinite(values.get(name, 0.0)):
-                raise RunError(f"step {step}: {name} is {values[name]}; stopped")
+                raise NonFiniteError(f"step {step}: {name} is {values[name]}; stopped")
         self._write(step, values)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from divax.trainers.checkpoint import Checkpoints
-from divax.trainers.errors import RunError
+from divax.trainers.errors import NonFiniteError
 from divax.trainers.metrics_log import MetricsLog
 from divax.trainers.run_directory import check, claim
 from divax.trainers.state import TrainState
@@ -111,12 +111,12 @@ class SavedRun(AbstractRun):
         """Starts a checkpoint.
 
         Raises:
-            RunError: the state is not finite.
+            NonFiniteError: the state is not finite.
         """
         if self._checkpoints.latest() == step:
             return
         if not bool(_all_finite((state.params, state.opt_state))):
-            raise RunError(f"step {step}: parameters are not finite; stopped")
+            raise NonFiniteError(f"step {step}: parameters are not finite; stopped")
         self._checkpoints.save(step, state)
 
     def close(self) -> str:

@@ -88,12 +88,22 @@ def _check_same(path: Path, config: dict[str, Any]) -> None:
         raise _unwritable(path, error) from error
     if not isinstance(found, dict):
         raise RunError(f"{path / CONFIG}: not written by divax; choose a new or an empty directory")
+    found, config = _flat(found), _flat(config)
     for name in sorted(found.keys() | config.keys()):
         if name not in found or name not in config or found[name] != config[name]:
             raise RunError(
                 f"{path}: holds a run with {_show(name, found)}, and this one has "
                 f"{_show(name, config)}; choose another directory, or the same configuration"
             )
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, so that a message names the one setting that differs."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        nested = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return flat
 
 
 def _show(name: str, config: dict[str, Any]) -> str:

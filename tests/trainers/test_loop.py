@@ -96,7 +96,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(table, key, tmp_path, same):
 
     options = {"key": key, "run_dir": tmp_path, "checkpoint_every": 2}
     with pytest.raises(
-        tr.RunError, match=r"step 6: loss is nan; stopped; the last good checkpoint is step 4 in"
+        tr.NonFiniteError,
+        match=r"step 6: loss is nan; stopped; the last good checkpoint is step 4 in",
     ):
         tr.fit(trainer, batch, steps=20, **options)
     assert saved_steps(tmp_path) == [2, 4]
@@ -194,8 +195,18 @@ def test_a_checkpoint_of_another_optimizer_is_refused(trainer, table, batches, k
     tr.fit(trainer, batches, steps=2, key=key, run_dir=tmp_path)
     log = (tmp_path / "metrics.jsonl").read_bytes()
     other = tr.language_model(model=table, optimizer=optax.sgd(0.1))
-    with pytest.raises(tr.RunError, match="the checkpoint is of another configuration"):
+    with pytest.raises(
+        tr.RunError, match=r"the checkpoint is of another configuration: .*directory$"
+    ):
         tr.fit(other, batches, steps=4, key=key, run_dir=tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == log
+
+
+def test_a_run_that_is_further_is_refused(trainer, batches, key, tmp_path):
+    tr.fit(trainer, batches, steps=4, key=key, run_dir=tmp_path)
+    log = (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(tr.RunError, match=r"the run is at step 4, past steps = 2$"):
+        tr.fit(trainer, batches, steps=2, key=key, run_dir=tmp_path)
     assert (tmp_path / "metrics.jsonl").read_bytes() == log
 
 

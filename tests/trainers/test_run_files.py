@@ -47,6 +47,14 @@ def test_another_configuration_is_refused(tmp_path, config, message):
     assert contents(tmp_path) == before
 
 
+def test_of_nested_settings_the_one_that_differs_is_named(tmp_path):
+    claim(tmp_path, {"model": {"layers": 2, "width": 8}})
+    with pytest.raises(
+        tr.RunError, match=r"with model.width = 8, and this one has model.width = 9"
+    ):
+        claim(tmp_path, {"model": {"layers": 2, "width": 9}})
+
+
 @pytest.mark.parametrize("marker", ['{"name": "somebody"}', "not json", '{"divax_run": 1}', "[]"])
 def test_a_foreign_config_is_refused(tmp_path, marker):
     (tmp_path / "config.json").write_text(marker)
