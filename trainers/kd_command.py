@@ -77,8 +77,8 @@ class KdConfig:
     output: Path = Path("runs/kd")
     data: Path | None = None
     seed: int = 0
-    steps: int = 500
-    teacher_steps: int = 500
+    steps: int = 400
+    teacher_steps: int = 400
     temperature: float = 1.0
     distill_weight: float = 1.0
     training: Training = Training()

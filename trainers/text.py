@@ -29,7 +29,7 @@ class Corpus:
 
     Example:
         >>> corpus = python_topics()
-        >>> corpus.train.size > 15 * corpus.validation.size > 300_000
+        >>> corpus.train.size > 8 * corpus.validation.size > 300_000
         True
     """
 
@@ -43,7 +43,7 @@ class Corpus:
         return hashlib.blake2b(both, digest_size=8).hexdigest()
 
 
-def python_topics(validation_fraction: float = 0.06) -> Corpus:
+def python_topics(validation_fraction: float = 0.1) -> Corpus:
     """The help topics that ship with CPython: about 0.46 MB of technical English.
 
     Some topics repeat passages of others, so whole groups of topics that share a line of 50

@@ -19,7 +19,7 @@ def test_topics_are_split_without_loss():
     train, validation = documents(corpus.train), documents(corpus.validation)
     assert sorted(train + validation) == sorted(text.encode() for text in topics.values())
     share = corpus.validation.size / (corpus.train.size + corpus.validation.size)
-    assert 0.03 < share <= 0.06
+    assert 0.05 < share <= 0.1
 
 
 def test_no_long_line_stands_on_both_sides():
