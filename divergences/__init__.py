@@ -7,12 +7,15 @@ Members, by what they compute (`get` and `names` reach them by their snake-case 
 
 - f-divergences: `ForwardKL`, `ReverseKL`, `Jeffreys`, `JensenShannon`, `InterpolatedJS`, `Alpha`, `ForwardChi2`,
   `ReverseChi2`, `SquaredHellinger`, `TotalVariation`, `Triangular`, `SkewForwardKL`, `SkewReverseKL`; your own from a
-  generator with `from_generator`.
+  generator with `from_generator` (a `Generator`).
 - adaptive: `AdaptiveKL` (and `head_mask`, the head it uses).
-- transport: `Sinkhorn` (and `sinkhorn_potentials`, its solver).
+- transport: `Sinkhorn` (and its solver `sinkhorn_potentials`, which returns `SinkhornPotentials`).
 
-Algebra: `+`, scalar `*`, `.dual()`, `.normalized()`; by hand, `mixture`. What a new member states: `AbstractDivergence`,
-`AbstractFDivergence`, with the decorator `divergence`, on a `Pair`.
+Algebra: `+`, scalar `*` and `.dual()` make a `Mixture`, an `FMixture`, a `Dual` or an `FDual`; `mixture` does so by hand;
+`.normalized()` divides by the curvature.
+
+What a new member states: `AbstractDivergence` (`InfiniteAt`) or `AbstractFDivergence` (`Limits`, on a `Pair`), with the
+decorator `divergence`; `log_softmax` is the normalisation that survives impossible tokens.
 """
 
 from divax.divergences.adaptive_kl import AdaptiveKL as AdaptiveKL

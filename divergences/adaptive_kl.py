@@ -87,7 +87,7 @@ class AdaptiveKL(AbstractDivergence):
         return _weighted(share, forward) + _weighted(1 - share, reverse)
 
     def head_share(self, target: jax.Array, model: jax.Array) -> jax.Array:
-        """w `[...]` from logits `[..., V]`: the head's share of Σ |p − q|, ½ for equal rows."""
+        """W `[...]` from logits `[..., V]`: the head's share of Σ |p − q|, ½ for equal rows."""
         head = head_mask(target, self.head_mass, crossing_token_in_head=self.compat is None)
         gap = jnp.abs(jnp.exp(log_softmax(target)) - jnp.exp(log_softmax(model)))
         in_head = jnp.sum(jnp.where(head, gap, 0), -1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from typing import Any, ClassVar
 
@@ -62,11 +63,15 @@ def _mixture_name(weights: tuple[Scalar, ...], parts: tuple[AbstractDivergence, 
 
 def _sum(weights: tuple[Scalar, ...], values: Any) -> Any:
     """Σ weight·value; a weight of 0 removes its part even where that is infinite."""
-    terms = [
-        choose(w == 0, 0.0, w) * choose(w == 0, 0.0, v)
-        for w, v in zip(weights, values, strict=True)
-    ]
+    terms = [_times(w, v) for w, v in zip(weights, values, strict=True)]
     return functools.reduce(operator.add, terms)
+
+
+def _times(weight: Scalar, value: Any) -> Any:
+    # The infinite value is selected, not multiplied: ∞·0 in the derivative by the weight would be NaN.
+    infinite = abs(value) == math.inf
+    finite = weight * choose(infinite, 0.0, value)
+    return choose(infinite, choose(weight == 0, 0.0, value), finite)
 
 
 def _sum_arrays(weights: tuple[Scalar, ...], values: list[jax.Array]) -> jax.Array:
@@ -154,6 +159,10 @@ class FMixture(AbstractFDivergence):
         """Σ w·q·g(u)."""
         return _sum_arrays(self.weights, [part.model_slope(pair) for part in self.parts])
 
+    def link(self, s: ArrayLike) -> jax.Array:
+        """Σ w·link(s), each part's in its own way."""
+        return _sum_arrays(self.weights, [part.link(s) for part in self.parts])
+
     def weight(self, s: ArrayLike) -> jax.Array:
         """Σ w·weight(s)."""
         return _sum_arrays(self.weights, [part.weight(s) for part in self.parts])
@@ -170,7 +179,7 @@ class FMixture(AbstractFDivergence):
         score = jnp.asarray(score)
         if len(self.parts) == 1:
             return self.parts[0].link_inverse(score / self.weights[0])
-        return invert_increasing(lambda s: self.model_slope(pair_at(-s, jnp.zeros_like(s))), score)
+        return invert_increasing(self.link, score)
 
     @property
     def limits(self) -> Limits:
@@ -270,6 +279,10 @@ class FDual(AbstractFDivergence):
     def model_slope(self, pair: Pair) -> jax.Array:
         """The inner target slope of the swapped pair."""
         return self.inner.target_slope(pair.swap())
+
+    def df(self, u: ArrayLike) -> jax.Array:
+        """The inner link at s = log u."""
+        return self.inner.link(jnp.log(u))
 
     def weight(self, s: ArrayLike) -> jax.Array:
         """h̃(u) = h(1/u)·u, from f̃″(u) = f″(1/u)/u³."""

@@ -10,11 +10,12 @@ from jax.typing import ArrayLike
 
 from divax.divergences.base import divergence
 from divax.divergences.f_divergence import AbstractFDivergence, Limits
-from divax.divergences.numerics import Scalar, choose, is_traced, log1prel, scaled_expm1
+from divax.divergences.numerics import Scalar, capped, choose, is_traced, log1prel, scaled_expm1
 from divax.divergences.rows import Pair
 
-_SERIES_BELOW = 0.3
-_SERIES_TERMS = 15
+# The bounds of `expm1_excess`, applied to |x| and |αx|: the coefficient of x^k is at most about α^{k−2}/k!.
+_SERIES_BELOW = 1.0
+_SERIES_TERMS = 19
 
 
 def _series(alpha: Scalar, x: jax.Array) -> jax.Array:
@@ -31,7 +32,7 @@ def _upper_half(alpha: Scalar, pair: Pair) -> jax.Array:
     small = (jnp.abs(pair.log_u) < _SERIES_BELOW) & (jnp.abs(alpha * pair.log_u) < _SERIES_BELOW)
     near = pair.q * _series(alpha, jnp.where(small, pair.log_u, jnp.zeros_like(pair.log_u)))
     far_log_u = jnp.where(small, jnp.ones_like(pair.log_u), pair.log_u)
-    powers = scaled_expm1(pair.p, pair.log_p, alpha - 1, far_log_u)
+    powers = scaled_expm1(pair.p, pair.log_power(alpha), alpha - 1, far_log_u)
     return jnp.where(small, near, (powers - pair.p + pair.q) / alpha)
 
 
@@ -72,11 +73,11 @@ class Alpha(AbstractFDivergence):
 
     def target_slope(self, pair: Pair) -> jax.Array:
         """p·(u^{α−1} − 1)/(α − 1)."""
-        return scaled_expm1(pair.p, pair.log_p, self.alpha - 1, pair.log_u)
+        return scaled_expm1(pair.p, capped(pair.log_power(self.alpha)), self.alpha - 1, pair.log_u)
 
     def model_slope(self, pair: Pair) -> jax.Array:
         """−q·(u^α − 1)/α."""
-        return -scaled_expm1(pair.q, pair.log_q, self.alpha, pair.log_u)
+        return -scaled_expm1(pair.q, capped(pair.log_power(self.alpha)), self.alpha, pair.log_u)
 
     def weight(self, s: ArrayLike) -> jax.Array:
         """e^{−αs}."""

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from divax.divergences.base import divergence
 from divax.divergences.f_divergence import AbstractFDivergence, Limits
-from divax.divergences.numerics import log1p_or_minus_inf, scaled_expm1
+from divax.divergences.numerics import capped, log1p_or_minus_inf, scaled_expm1
 from divax.divergences.rows import Pair
 
 
@@ -53,11 +53,11 @@ class ForwardChi2(AbstractFDivergence):
 
     def target_slope(self, pair: Pair) -> jax.Array:
         """2(p²/q − p)."""
-        return 2 * scaled_expm1(pair.p, pair.log_p, 1.0, pair.log_u)
+        return 2 * scaled_expm1(pair.p, capped(pair.log_power(2.0)), 1.0, pair.log_u)
 
     def model_slope(self, pair: Pair) -> jax.Array:
-        """q − p²/q."""
-        return -2 * scaled_expm1(pair.q, pair.log_q, 2.0, pair.log_u)
+        """Q − p²/q."""
+        return -2 * scaled_expm1(pair.q, capped(pair.log_power(2.0)), 2.0, pair.log_u)
 
     def weight(self, s: ArrayLike) -> jax.Array:
         """2e^{−2s}."""
@@ -110,12 +110,12 @@ class ReverseChi2(AbstractFDivergence):
         return _summand(pair.swap())
 
     def target_slope(self, pair: Pair) -> jax.Array:
-        """p − q²/p."""
-        return -2 * scaled_expm1(pair.p, pair.log_p, 2.0, -pair.log_u)
+        """P − q²/p."""
+        return -2 * scaled_expm1(pair.p, capped(pair.log_power(-1.0)), 2.0, -pair.log_u)
 
     def model_slope(self, pair: Pair) -> jax.Array:
         """2(q²/p − q)."""
-        return 2 * scaled_expm1(pair.q, pair.log_q, 1.0, -pair.log_u)
+        return 2 * scaled_expm1(pair.q, capped(pair.log_power(-1.0)), 1.0, -pair.log_u)
 
     def weight(self, s: ArrayLike) -> jax.Array:
         """2e^s."""

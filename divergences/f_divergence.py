@@ -18,6 +18,11 @@ from divax.divergences.rows import Pair, Rows, pair_at, split_rows
 class Limits(NamedTuple):
     """The four limits that fix what happens at the edges of the support, as numbers or traced scalars.
 
+    Example:
+        >>> from divax import divergences as dv
+        >>> dv.ReverseChi2().limits
+        Limits(f_at_zero=inf, slope_at_infinity=1.0, df_at_zero=-inf, link_floor=-2.0)
+
     Attributes:
         f_at_zero: f(0): value per unit of model mass that the target rules out.
         slope_at_infinity: lim f(u)/u: value per unit of target mass that the model rules out.
@@ -40,6 +45,14 @@ class AbstractFDivergence(AbstractDivergence):
     needs: they add over chunks and shards of the vocabulary, and over the parts of a mixture.
 
     The scalar contract below is read off the same statement: `link(s) = g(e^{−s})`, `df(u) = f′(u)`, …
+
+    Example:
+        >>> from divax import divergences as dv
+        >>> div = dv.JensenShannon()
+        >>> isinstance(div, dv.AbstractFDivergence), bool(div.admissible), bool(div.bounded), div.curvature
+        (True, True, True, 0.25)
+        >>> round(float(div.link_inverse(div.link(1.5))), 5)
+        1.5
     """
 
     symmetric: ClassVar[bool] = False
@@ -61,18 +74,18 @@ class AbstractFDivergence(AbstractDivergence):
 
     @abc.abstractmethod
     def weight(self, s: ArrayLike) -> jax.Array:
-        """d link/ds = u²f″(u) at u = e^{−s}, s = log(model/target).
+        """D link/ds = u²f″(u) at u = e^{−s}, s = log(model/target).
 
         The same function weights samples in one-step generator distillation (h(r) = r²f″(r)).
         """
 
     @abc.abstractmethod
     def log_df_inverse(self, y: ArrayLike) -> jax.Array:
-        """log u with f′(u) = y; −inf and +inf where y is at or beyond f′(0) and f′(∞)."""
+        """Log u with f′(u) = y; −inf and +inf where y is at or beyond f′(0) and f′(∞)."""
 
     @abc.abstractmethod
     def link_inverse(self, score: ArrayLike) -> jax.Array:
-        """s with link(s) = score; −inf and +inf where the score is at or beyond the link's range."""
+        """S with link(s) = score; −inf and +inf where the score is at or beyond the link's range."""
 
     @property
     @abc.abstractmethod
@@ -111,7 +124,7 @@ class AbstractFDivergence(AbstractDivergence):
         return jnp.where(inside, value, jnp.where(u == 0, self.f_at_zero, jnp.inf))
 
     def df(self, u: ArrayLike) -> jax.Array:
-        """f′(u), elementwise; its limits at 0 and ∞."""
+        """Derivative of the generator at u ≥ 0, elementwise; its limits at 0 and ∞."""
         u = _float(u)
         inside = (u > 0) & (u < jnp.inf)
         log_u = jnp.log(jnp.where(inside, u, jnp.ones_like(u)))
@@ -125,7 +138,7 @@ class AbstractFDivergence(AbstractDivergence):
         return self.weight(-jnp.log(u)) / (u * u)
 
     def df_inverse(self, y: ArrayLike) -> jax.Array:
-        """u ≥ 0 with f′(u) = y; 0 below the range of f′ and +inf above it."""
+        """U ≥ 0 with f′(u) = y; 0 below the range of f′ and +inf above it."""
         return jnp.exp(self.log_df_inverse(y))
 
     def conjugate(self, y: ArrayLike) -> jax.Array:
@@ -209,10 +222,10 @@ def _rows_jvp(primals, tangents):
         slope = (
             _bounded(div.target_slope(rows.common)) + _finite(div.slope_at_infinity) * rows.p_only
         )
-        tangent += _along(slope, rows.p, target_dot)
+        tangent += jnp.sum(_centred(slope, rows.p, rows.p_top) * target_dot, -1)
     if not isinstance(model_dot, SymbolicZero):
         slope = _bounded(div.model_slope(rows.common)) + _finite(div.f_at_zero) * rows.q_only
-        tangent += _along(slope, rows.q, model_dot)
+        tangent += jnp.sum(_centred(slope, rows.q, rows.q_top) * model_dot, -1)
     if not all(isinstance(dot, SymbolicZero) for dot in jax.tree.leaves(div_dot, is_leaf=_is_zero)):
         div_dot = jax.tree.map(_instantiate, div_dot, is_leaf=_is_zero)
         finite_part = lambda d: jnp.sum(d.summand(rows.common), -1) + _finite_edges(d, rows)  # noqa: E731
@@ -220,10 +233,18 @@ def _rows_jvp(primals, tangents):
     return value, tangent
 
 
-def _along(slope: jax.Array, probability: jax.Array, direction: jax.Array) -> jax.Array:
-    """⟨∂D/∂logits, direction⟩ with ∂D/∂logits = slope − probability·Σ slope (the softmax Jacobian in closed form)."""
-    gradient = slope - probability * jnp.sum(slope, -1, keepdims=True)
-    return jnp.sum(gradient * direction, -1)
+def _centred(slope: jax.Array, probability: jax.Array, top: jax.Array) -> jax.Array:
+    """∂D/∂logits = slope − probability·Σ slope, the softmax Jacobian in closed form.
+
+    At a single likeliest atom of probability near one, slope − probability·Σ slope cancels: with rest sums R over the
+    other atoms it is slope·(1 − probability) − probability·R(slope), and 1 − probability = R(probability) is exact.
+    """
+    rest_slope = jnp.sum(jnp.where(top, 0, slope), -1, keepdims=True)
+    rest = jnp.sum(jnp.where(top, 0, probability), -1, keepdims=True)
+    top_slope = jnp.sum(jnp.where(top, slope, 0), -1, keepdims=True)
+    single = jnp.sum(top, -1, keepdims=True) == 1
+    gradient = slope - probability * (rest_slope + top_slope)
+    return jnp.where(top & single, slope * rest - probability * rest_slope, gradient)
 
 
 def _bounded(slope: jax.Array) -> jax.Array:

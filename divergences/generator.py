@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from divax.divergences.algebra import FDual
 from divax.divergences.base import divergence
 from divax.divergences.f_divergence import AbstractFDivergence, Limits
 from divax.divergences.monotone import invert_increasing
+from divax.divergences.numerics import exprel
 from divax.divergences.rows import Pair, pair_at
 
 # Near u = 1 the generator is replaced by its Taylor polynomial in u − 1 to this order. At |u − 1| = 0.03 the first term
@@ -76,14 +78,22 @@ def from_generator(
         if taylor[2] < 0:
             raise ValueError(f"{name}: f''(1) = {2 * taylor[2]:g} < 0, the generator is not convex")
         constant, slope = float(taylor[0]), float(taylor[1])
-        zero = _limit(f, -1) if f_at_zero is None else f_at_zero
+        zero = _limit(f, -20) if f_at_zero is None else f_at_zero
         infinity = (
-            _limit(lambda u: f(u) / u, +1) if slope_at_infinity is None else slope_at_infinity
+            _limit(lambda u: f(u) / u, +20) if slope_at_infinity is None else slope_at_infinity
         )
-        df_zero = _limit(_derivative(f), -1)
-        floor = _limit(lambda u: f(u) - u * _derivative(f)(u), +1)
+        df_zero = _limit(_derivative(f), -20)
+        g = (
+            (lambda u: _integrated_weight(f, -jnp.log(u)))
+            if smooth
+            else (lambda u: f(u) - u * _derivative(f)(u))
+        )
+        floor = _limit(g, +6) if smooth else _limit(g, +6) - constant + slope
     standard = Limits(
-        zero - constant + slope, infinity - slope, df_zero - slope, floor - constant + slope
+        f_at_zero=zero - constant + slope,
+        slope_at_infinity=infinity - slope,
+        df_at_zero=df_zero - slope,
+        link_floor=floor,
     )
     return Generator(
         function=f,
@@ -155,11 +165,33 @@ class Generator(AbstractFDivergence):
         beyond = jnp.where(jnp.isinf(self.edge.slope_at_infinity), rate * (log_u - bounded), 0)
         return jnp.where(log_u > 0, pair.p * (over_u + beyond), pair.q * value)
 
-    def weight(self, s: ArrayLike) -> jax.Array:
-        """u²f″(u) at u = e^{−s}."""
+    def link(self, s: ArrayLike) -> jax.Array:
+        """∫₀ˢ weight, by quadrature: f(u) − u·f′(u) loses all its digits to cancellation for large u."""
+        if not self.smooth:
+            return super().link(s)
         s = jnp.asarray(s)
-        u = jnp.exp(jnp.clip(-s, -_LOG_U_MAX / 2, _LOG_U_MAX / 2))
-        return u * u * _derivative(_derivative(self.function))(u)
+        bounded = jnp.clip(s, _lowest_s(s.dtype), _LOG_U_MAX / 2)
+        growth = self._growth(s.dtype)
+        tail = (
+            self.weight(bounded)
+            * (s - bounded)
+            * exprel(jnp.where(s < bounded, growth * (s - bounded), 0))
+        )
+        ends = jnp.where(s > 0, self.edge.f_at_zero, self.edge.link_floor)
+        return jnp.where(jnp.isinf(s), ends, _integrated_weight(self.function, bounded) + tail)
+
+    def weight(self, s: ArrayLike) -> jax.Array:
+        """u²f″(u) at u = e^{−s}, continued as the power of u that it is turning into where autodiff of f loses f″."""
+        s = jnp.asarray(s)
+        lowest = _lowest_s(s.dtype)
+        inside = _weight(self.function, jnp.clip(s, lowest, _LOG_U_MAX / 2))
+        return inside * jnp.exp(jnp.where(s < lowest, self._growth(s.dtype) * (s - lowest), 0))
+
+    def _growth(self, dtype: Any) -> jax.Array:
+        """D log weight/ds at the lowest s, over one unit."""
+        at = jnp.asarray([_lowest_s(dtype), _lowest_s(dtype) + 1.0], dtype)
+        low, high = jnp.log(jnp.maximum(_weight(self.function, at), jnp.finfo(dtype).tiny))
+        return high - low
 
     def log_df_inverse(self, y: ArrayLike) -> jax.Array:
         """Numerical."""
@@ -169,11 +201,11 @@ class Generator(AbstractFDivergence):
     def link_inverse(self, score: ArrayLike) -> jax.Array:
         """Numerical."""
         score = jnp.asarray(score)
-        return invert_increasing(lambda s: self.model_slope(pair_at(-s, jnp.zeros_like(s))), score)
+        return invert_increasing(self.link, score)
 
     @property
     def limits(self) -> Limits:
-        """Given by the user, or estimated from f at e^{±40} and e^{±80}."""
+        """Given by the user, or extrapolated from f at powers of e."""
         return self.edge
 
     @property
@@ -197,6 +229,26 @@ def _derivative(f: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], ja
     return lambda u: jax.jvp(f, (u,), (jnp.ones_like(u),))[1]
 
 
+def _weight(f: Callable[[jax.Array], jax.Array], s: jax.Array) -> jax.Array:
+    u = jnp.exp(-s)
+    return u * u * _derivative(_derivative(f))(u)
+
+
+# Composite Gauss–Legendre: 8 panels of 16 nodes integrate e^x over a panel of width 10 to 1e-12 relative.
+_PANELS = 8
+_NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(16)
+_FRACTIONS = ((np.arange(_PANELS)[:, None] + 0.5 * (_NODES + 1)) / _PANELS).ravel()
+_FRACTION_WEIGHTS = np.tile(0.5 * _NODE_WEIGHTS / _PANELS, _PANELS)
+
+
+def _integrated_weight(f: Callable[[jax.Array], jax.Array], s: jax.Array) -> jax.Array:
+    """∫₀ˢ u²f″(u) ds at u = e^{−s}, which is g(e^{−s}) = f(u) − u·f′(u) in standard form."""
+    leading = (1,) * s.ndim
+    points = s[..., None] * jnp.asarray(_FRACTIONS, s.dtype).reshape((*leading, -1))
+    values = _weight(f, points) * jnp.asarray(_FRACTION_WEIGHTS, s.dtype).reshape((*leading, -1))
+    return s * jnp.sum(values, -1)
+
+
 def _taylor(f: Callable[[jax.Array], jax.Array]) -> np.ndarray:
     """Coefficients of f in powers of u − 1, lowest first."""
     coefficients, derivative = [], f
@@ -206,8 +258,16 @@ def _taylor(f: Callable[[jax.Array], jax.Array]) -> np.ndarray:
     return np.asarray(coefficients)
 
 
-def _limit(f: Callable[[jax.Array], jax.Array], direction: int) -> float:
-    """Limit of f at e^{±80}, judged by the change from e^{±40}: a function that still moves is taken to diverge."""
-    middle, end = (float(f(jnp.exp(jnp.asarray(direction * x)))) for x in (40.0, _LOG_U_MAX))
-    settled = math.isfinite(end) and abs(end - middle) <= 1e-6 * max(1.0, abs(end))
-    return end if settled else math.copysign(math.inf, end - middle)
+def _lowest_s(dtype: Any) -> float:
+    """Where to stop trusting u²f″(u): differences of order one inside f cost f″ a factor of u in digits."""
+    return -14.0 if dtype == jnp.float64 else -6.0
+
+
+def _limit(f: Callable[[jax.Array], jax.Array], step: float) -> float:
+    """Limit of f as log u → ±∞, from three points: increments that shrink tenfold converge, others diverge."""
+    a, b, c = (float(f(jnp.exp(jnp.asarray(step * k)))) for k in (1.0, 2.0, 3.0))
+    if abs(c - b) <= 1e-9 * max(1.0, abs(c)):
+        return c
+    if not math.isfinite(c) or abs(c - b) > 0.1 * abs(b - a):
+        return math.copysign(math.inf, c - b)
+    return c - (c - b) ** 2 / ((c - b) - (b - a))  # Aitken's extrapolation

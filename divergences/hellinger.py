@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from divax.divergences.base import divergence
 from divax.divergences.f_divergence import AbstractFDivergence, Limits
-from divax.divergences.numerics import log1p_or_minus_inf, scaled_expm1
+from divax.divergences.numerics import capped, log1p_or_minus_inf, scaled_expm1
 from divax.divergences.rows import Pair
 
 
@@ -46,7 +46,7 @@ class SquaredHellinger(AbstractFDivergence):
 
     def target_slope(self, pair: Pair) -> jax.Array:
         """½(p − √(p·q))."""
-        return 0.25 * scaled_expm1(pair.p, pair.log_p, -0.5, pair.log_u)
+        return 0.25 * scaled_expm1(pair.p, capped(pair.log_power(0.5)), -0.5, pair.log_u)
 
     def model_slope(self, pair: Pair) -> jax.Array:
         """½(q − √(p·q))."""

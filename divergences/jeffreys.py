@@ -46,7 +46,7 @@ class Jeffreys(AbstractFDivergence):
         return pair.p * pair.log_u + difference(pair.p, pair.q, pair.log_u)
 
     def model_slope(self, pair: Pair) -> jax.Array:
-        """q − p − q·log u."""
+        """Q − p − q·log u."""
         return self.target_slope(pair.swap())
 
     def weight(self, s: ArrayLike) -> jax.Array:

@@ -6,7 +6,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 from divax.divergences.base import check_range, divergence
@@ -26,8 +25,11 @@ from divax.divergences.rows import Pair
 
 def _xlogx(x):
     """x·log x, 0 at 0, for concrete and traced hyper-parameters."""
-    xp = jnp if is_traced(x) else np
-    return x * xp.log(choose(x > 0, x, 1.0))
+    return x * _log(choose(x > 0, x, 1.0))
+
+
+def _log(x):
+    return jnp.log(x) if is_traced(x) else math.log(x)
 
 
 @divergence
@@ -199,7 +201,6 @@ def _ratio_or(numerator: jax.Array, denominator: Scalar, at_zero: jax.Array) -> 
 
 def _minus_log_over(x, other):
     """−log(x)/other with x + other = 1: +inf at x = 0 and 1 at x = 1."""
-    xp = jnp if is_traced(x) else np
     inside = (x > 0) & (other > 0)
-    value = -xp.log(choose(inside, x, 0.5)) / choose(inside, other, 0.5)
+    value = -_log(choose(inside, x, 0.5)) / choose(inside, other, 0.5)
     return choose(x > 0, choose(other > 0, value, 1.0), math.inf)

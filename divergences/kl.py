@@ -45,7 +45,7 @@ class ForwardKL(AbstractFDivergence):
         return pair.p * pair.log_u
 
     def model_slope(self, pair: Pair) -> jax.Array:
-        """q − p."""
+        """Q − p."""
         return difference(pair.q, pair.p, -pair.log_u)
 
     def weight(self, s: ArrayLike) -> jax.Array:
@@ -53,7 +53,7 @@ class ForwardKL(AbstractFDivergence):
         return jnp.exp(-jnp.asarray(s))
 
     def log_df_inverse(self, y: ArrayLike) -> jax.Array:
-        """y."""
+        """Y."""
         return jnp.asarray(y)
 
     def link_inverse(self, score: ArrayLike) -> jax.Array:
@@ -97,7 +97,7 @@ class ReverseKL(AbstractFDivergence):
         return bregman(pair.q, pair.p, -pair.log_u)
 
     def target_slope(self, pair: Pair) -> jax.Array:
-        """p − q."""
+        """P − q."""
         return difference(pair.p, pair.q, pair.log_u)
 
     def model_slope(self, pair: Pair) -> jax.Array:

@@ -7,12 +7,22 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from divax.divergences.numerics import Scalar, capped
+
 
 class Pair(NamedTuple):
     """Two positive measures on the same atoms, with their log-ratio; every field has the same shape.
 
     Impossible atoms carry p = q = 0, log p = log q = −inf and log u = 0, so that any formula written as
     `exp(log_p + c * log_u)`, `p * h(log_u)` or `q * h(log_u)` is exactly zero there, derivatives included.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divax import divergences as dv
+        >>> one = jnp.asarray(0.0)  # log 1
+        >>> pair = dv.Pair(p=jnp.exp(one), q=jnp.exp(one), log_p=one, log_q=one, log_u=one - one)
+        >>> float(dv.ForwardKL().summand(pair))
+        0.0
 
     Attributes:
         p: target masses.
@@ -28,6 +38,11 @@ class Pair(NamedTuple):
     log_q: jax.Array
     log_u: jax.Array
 
+    def log_power(self, alpha: Scalar) -> jax.Array:
+        """log(p^α·q^{1−α}), from the larger of the two masses, whose exponent then rounds least."""
+        from_p = self.log_p + (alpha - 1) * self.log_u
+        return jnp.where(self.log_u > 0, from_p, self.log_q + alpha * self.log_u)
+
     def swap(self) -> Pair:
         """The same pair with target and model exchanged."""
         return Pair(self.q, self.p, self.log_q, self.log_p, -self.log_u)
@@ -35,7 +50,7 @@ class Pair(NamedTuple):
 
 def pair_at(log_p: jax.Array, log_q: jax.Array) -> Pair:
     """A pair of finite log-masses that need not sum to one (for evaluating generators pointwise)."""
-    return Pair(jnp.exp(log_p), jnp.exp(log_q), log_p, log_q, log_p - log_q)
+    return Pair(jnp.exp(capped(log_p)), jnp.exp(capped(log_q)), log_p, log_q, log_p - log_q)
 
 
 class Rows(NamedTuple):
@@ -49,6 +64,8 @@ class Rows(NamedTuple):
         q_only: model probability of atoms that the target rules out, zero elsewhere.
         has_p_only: whether a row has such an atom (its probability may have underflowed to zero).
         has_q_only: likewise.
+        p_top: the likeliest target atoms of each row.
+        q_top: likewise.
     """
 
     common: Pair
@@ -58,6 +75,8 @@ class Rows(NamedTuple):
     q_only: jax.Array
     has_p_only: jax.Array
     has_q_only: jax.Array
+    p_top: jax.Array
+    q_top: jax.Array
 
 
 def _centre(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -76,7 +95,20 @@ def _centre(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def log_softmax(logits: jax.Array) -> jax.Array:
-    """Log-probabilities over the last axis; −inf logits stay −inf, also in a row of nothing else; safe to differentiate."""
+    """Log-probabilities over the last axis, safe to differentiate whatever is impossible.
+
+    Args:
+        logits: `[..., V]`, float32 or float64. −inf logits stay −inf, also in a row of nothing else; a +inf logit makes its
+            row one-hot.
+
+    Returns:
+        `[..., V]`, normalised: exp sums to one in every row that has a possible token.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> log_softmax(jnp.array([0.0, -jnp.inf])).tolist()
+        [0.0, -inf]
+    """
     centred, log_total, possible = _centre(logits)
     return jnp.where(possible, centred - log_total, -jnp.inf)
 
@@ -110,4 +142,6 @@ def split_rows(target: jax.Array, model: jax.Array) -> Rows:
         q_only=q_only,
         has_p_only=jnp.any(p_alone, -1),
         has_q_only=jnp.any(q_alone, -1),
+        p_top=(t == 0) & t_possible,
+        q_top=(s == 0) & s_possible,
     )

@@ -17,6 +17,12 @@ from divax.divergences.rows import log_softmax
 class SinkhornPotentials(NamedTuple):
     """Solution of one entropic transport problem per row.
 
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divax import divergences as dv
+        >>> bool(dv.Sinkhorn(epsilon=0.5).solve(jnp.zeros(3), jnp.ones(3)).converged)
+        True
+
     Attributes:
         value: OT_ε = ⟨P, C⟩ + ε·KL(P ‖ p⊗q), `[...]`.
         f: potential of the first distribution, `[..., V]`; finite also where its mass is zero.
@@ -81,11 +87,15 @@ def sinkhorn_potentials(
         raise ValueError(
             f"cost has shape {cost.shape}, but a vocabulary of {size} needs ({size}, {size})"
         )
+    # A row in which either side has no possible token is not a transport problem; it is worth 0.
+    legal = jnp.all(jnp.any(jnp.stack([log_p, log_q]) > -jnp.inf, -1), 0)
+    log_p, log_q = (jnp.where(legal[..., None], x, -jnp.log(float(size))) for x in (log_p, log_q))
     frozen = jax.lax.stop_gradient((log_p, log_q, epsilon, cost))
     f, g, error, iterations = _iterate(*frozen, max_iterations, tolerance)
     f, g = jax.lax.stop_gradient((f, g))
     mass = _plan_mass(f, g, log_p, log_q, epsilon, cost)
     value = _expectation(log_p, f) + _expectation(log_q, g) - epsilon * (mass - 1)
+    value = jnp.where(legal, value, 0)
     return SinkhornPotentials(value, f, g, error, iterations, error <= tolerance)
 
 
@@ -178,7 +188,8 @@ def _soft_transform(
     """−ε·log Σ_i exp((potential_i − C_ij)/ε + log_mass_i) for every j; finite if any mass is."""
     exponent = potential / epsilon + log_mass
     if cost is not None:
-        return -epsilon * jax.nn.logsumexp(exponent[..., :, None] - cost / epsilon, axis=-2)
+        scaled = jnp.expand_dims(cost / epsilon, tuple(range(exponent.ndim - 1)))
+        return -epsilon * jax.nn.logsumexp(exponent[..., :, None] - scaled, axis=-2)
     # With C = 1 − I the sum over i is e^{−1/ε}·Σ_i e_i + (1 − e^{−1/ε})·e_j.
     everywhere = jax.nn.logsumexp(exponent, axis=-1, keepdims=True) - 1 / epsilon
     here = exponent + jnp.log(-jnp.expm1(-1 / epsilon))

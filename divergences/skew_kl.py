@@ -6,7 +6,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 from divax.divergences.base import check_range, divergence
@@ -47,12 +46,12 @@ def _derivative(skew: Scalar, log_u: jax.Array) -> jax.Array:
 
 
 def _derivative_slope(skew: Scalar, log_u: jax.Array) -> jax.Array:
-    """d f′/d log u = u·f″(u) = (1 − skew)²·(q/m)²."""
+    """D f′/d log u = u·f″(u) = (1 − skew)²·(q/m)²."""
     return (1 - skew) ** 2 * jnp.exp(2 * mixture_log_ratios(skew, log_u)[1])
 
 
 def _first_inverse(skew: Scalar, y: ArrayLike) -> jax.Array:
-    """log u with f′(u) = y, numerically: log(u/v) + (1 − skew)/v has no closed inverse."""
+    """Log u with f′(u) = y, numerically: log(u/v) + (1 − skew)/v has no closed inverse."""
     y = jnp.asarray(y)
     return invert_increasing(lambda x: _derivative(skew, x), y)
 
@@ -68,9 +67,9 @@ def _second_inverse(skew: Scalar, y: ArrayLike) -> jax.Array:
 
 def _edge_limits(skew: Scalar) -> tuple:
     """(f(0), f′(∞), f′(0+), g(∞)) of the forward generator; the last is (1 − skew)(1 − 1/skew)."""
-    xp = jnp if is_traced(skew) else np
     some = choose(skew > 0, skew, 1.0)
-    slope = choose(skew > 0, -xp.log(some) - (1 - skew), math.inf)
+    log_skew = jnp.log(some) if is_traced(some) else math.log(some)
+    slope = choose(skew > 0, -log_skew - (1 - skew), math.inf)
     floor = choose(skew > 0, (1 - skew) * (1 - 1 / some), -math.inf)
     return 1 - skew, slope, -math.inf, floor
 

@@ -40,7 +40,7 @@ _MEMBERS: dict[str, type[AbstractDivergence]] = {
         Sinkhorn,
     )
 }
-_WRAPPERS = {"dual": AbstractDivergence.dual, "normalized": AbstractDivergence.normalized}
+_WRAPPERS = {"dual": lambda div: div.dual(), "normalized": lambda div: div.normalized()}
 
 
 def names() -> tuple[str, ...]:
@@ -148,7 +148,8 @@ def _member(name: str, values: list[Any], named: dict[str, Any]) -> Any:
 
 
 def _nearest(word: str, words: list[str]) -> str:
-    near = difflib.get_close_matches(word, words, n=3, cutoff=0.5)
+    containing = [known for known in words if word and word in known]
+    near = (difflib.get_close_matches(word, words, n=3, cutoff=0.5) or containing)[:3]
     return f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(words)}"
 
 

@@ -1,0 +1,113 @@
+"""Every member's golden row, in double and in single precision, values and gradients."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import mpmath as mp
+import numpy as np
+import pytest
+from oracles import categorical
+
+from divax import divergences as dv
+
+GOLDEN = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "categorical.json").read_text())
+CASES = GOLDEN["cases"]
+SPECS = sorted({s for case in CASES for s in case["value"] if s.partition("(")[0] in dv.names()})
+
+
+def logits(case, side):
+    return [float(x) for x in case[f"{side}_logits"]]
+
+
+def test_every_member_with_a_golden_row_is_tested():
+    with_rows = {spec.partition("(")[0] for spec in SPECS}
+    assert set(dv.names()) - with_rows == {"adaptive_kl", "sinkhorn"}
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_arbitrary_precision_oracle_agrees_with_the_golden_values(spec):
+    with mp.workdps(40):
+        for case in CASES[::3]:
+            doubles = [
+                [x if x == "-inf" else mp.mpf(x) for x in case[f"{side}_logits"]] for side in "pq"
+            ]
+            ours, theirs = categorical.value(spec, *doubles), mp.mpf(case["value"][spec])
+            if mp.isinf(theirs):
+                assert mp.isinf(ours)
+            else:
+                assert abs(ours - theirs) <= mp.mpf("1e-21") * theirs + mp.mpf("1e-50")
+
+
+def near_equal(case, eps):
+    """The golden row of equal inputs holds the rounding of its logits, far below what D can resolve: (eps·|logit|)²."""
+    return (40 * eps) ** 2 if case["kind"] == "equal" else 0.0
+
+
+def assert_gradient(gradient, want, relative, eps, floor, case):
+    """A saturated gradient is a difference of slopes of size one, so 4 eps absolute is all that arithmetic leaves."""
+    worst = np.max(np.abs(gradient - want))
+    assert worst <= relative * np.max(np.abs(want)) + 4 * eps + floor**0.5, (
+        case["kind"],
+        gradient,
+        want,
+    )
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("spec", SPECS)
+def test_values_and_gradients_in_double_precision(spec):
+    div = dv.get(spec)
+    for case in CASES:
+        t, s = jnp.array(logits(case, "p")), jnp.array(logits(case, "q"))
+        value, gradient = jax.value_and_grad(div, argnums=1)(t, s)
+        expected = float(mp.mpf(case["value"][spec]))
+        if np.isinf(expected):
+            assert value == np.inf
+            assert np.all(np.isfinite(gradient))
+            continue
+        floor = near_equal(case, 2.0**-53) ** (1.0 if div.smooth else 0.5)
+        assert float(value) == pytest.approx(expected, rel=1e-12, abs=floor), case["kind"]
+        if spec in case.get("grad_q_logits", {}):
+            want = np.array([float(mp.mpf(x)) for x in case["grad_q_logits"][spec]])
+            assert_gradient(gradient, want, 1e-12, 2.0**-53, floor, case)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_values_and_gradients_in_single_precision(spec):
+    """Against the oracle at the float32 logits themselves, which is what float arithmetic of the logits allows."""
+    div = dv.get(spec)
+    for case in CASES:
+        t, s = np.float32(logits(case, "p")), np.float32(logits(case, "q"))
+        exact = [float(x) for x in t], [float(x) for x in s]
+        value, gradient = jax.value_and_grad(div, argnums=1)(jnp.array(t), jnp.array(s))
+        expected = categorical.value(spec, *exact)
+        if expected > 3e38:
+            assert value == np.inf
+            assert np.all(np.isfinite(gradient))
+            continue
+        # A value e^x inherits the rounding of x, which is a difference of logits: eps·|x|, as for χ² beyond e^16.
+        allowed = 2e-6 * max(1.0, abs(float(mp.log(expected))) / 16)
+        floor = near_equal(case, 2.0**-24) ** (1.0 if div.smooth else 0.5)
+        assert float(value) == pytest.approx(float(expected), rel=allowed, abs=floor), (
+            case["kind"],
+            exact,
+        )
+        # Differences of 60-digit values take a second at V = 31: one such row, and all shorter ones.
+        if not div.smooth or (len(t) > 7 and case is not CASES[28]):
+            continue
+        want = np.array([float(x) for x in categorical.model_gradient(spec, *exact)])
+        if np.max(np.abs(want)) > 0 and expected < 1e29:  # slopes are cut at 1e30
+            allowed = 2e-6 * max(1.0, abs(np.log(np.max(np.abs(want)))) / 16)
+            assert_gradient(gradient, want, allowed, 2.0**-24, floor, case)
+
+
+def test_infinite_values_are_where_the_golden_file_says_and_nowhere_else():
+    for case in CASES[32:]:
+        t, s = jnp.array(logits(case, "p")), jnp.array(logits(case, "q"))
+        for spec in SPECS:
+            assert bool(jnp.isinf(dv.get(spec)(t, s))) == (case["value"][spec] == "inf"), (
+                case["kind"],
+                spec,
+            )
