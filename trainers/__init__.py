@@ -70,7 +70,33 @@ _MODULES = {
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = sorted(_HOME)
+__all__ = [
+    "AbstractTeacher",
+    "Batch",
+    "Checkpoints",
+    "Corpus",
+    "Interrupted",
+    "LiveTeacher",
+    "MetricsLog",
+    "Model",
+    "NonFiniteError",
+    "RunError",
+    "TrainState",
+    "Trainer",
+    "TransformerConfig",
+    "consecutive_windows",
+    "distillation",
+    "fit",
+    "language_model",
+    "make_step",
+    "make_trainer",
+    "parameter_count",
+    "predict",
+    "python_topics",
+    "random_windows",
+    "text_file",
+    "transformer",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -37,7 +37,8 @@ def test_help_loads_no_jax():
 
 
 def test_every_public_name_is_where_it_is_said_to_be():
-    assert dir(tr) == sorted(tr.__all__)
+    assert dir(tr) == tr.__all__
+    assert set(tr.__all__) == set(tr._HOME)
     for name in tr.__all__:
         value = getattr(tr, name)
         assert value.__module__.startswith("divax.trainers")
