@@ -56,10 +56,22 @@ def make_trainer(
         mesh: a JAX mesh; batches are split over all of its axes, parameters over `"fsdp"`.
 
     Example:
-        See the source of `tr.language_model`, which is twenty lines on top of this.
-
-        >>> make_trainer.__kwdefaults__["mesh"] is None
-        True
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from divax import trainers as tr
+        >>> from divax.objectives import Weighted
+        >>> optimizer = optax.sgd(0.5)
+        >>> def loss_fn(params, batch, key):
+        ...     return Weighted(jnp.sum((params - batch) ** 2), jnp.float32(batch.size)), {}
+        >>> trainer = tr.make_trainer(
+        ...     init_params=lambda key: jnp.float32(0),
+        ...     step=tr.make_step(loss_fn, optimizer),
+        ...     sums=lambda params, batch: loss_fn(params, batch, None)[0].total,
+        ...     summarise=lambda totals: {"error": float(sum(totals))},
+        ...     optimizer=optimizer,
+        ... )
+        >>> state, _ = trainer.step(trainer.init(jax.random.key(0)), jnp.array([1.0, 3.0]))
+        >>> trainer.evaluate(state, [jnp.array([2.0]), jnp.array([3.0])])
+        {'error': 1.0}
     """
 
     def create(key):
