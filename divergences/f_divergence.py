@@ -66,7 +66,7 @@ class AbstractFDivergence(AbstractDivergence):
 
     @abc.abstractmethod
     def target_slope(self, pair: Pair) -> jax.Array:
-        """p·f′(u): the derivative of the summand by log p."""
+        """Derivative of the summand by log p, which is p·f′(u)."""
 
     @abc.abstractmethod
     def model_slope(self, pair: Pair) -> jax.Array:
@@ -116,7 +116,7 @@ class AbstractFDivergence(AbstractDivergence):
     # ---- the generator -----------------------------------------------------------------------------------------
 
     def f(self, u: ArrayLike) -> jax.Array:
-        """The generator at u ≥ 0, elementwise; f(0) and f(∞) are its limits."""
+        """Value of the generator, elementwise for u ≥ 0, with its limits at both ends."""
         u = _float(u)
         inside = (u > 0) & (u < jnp.inf)
         log_u = jnp.log(jnp.where(inside, u, jnp.ones_like(u)))
@@ -124,7 +124,7 @@ class AbstractFDivergence(AbstractDivergence):
         return jnp.where(inside, value, jnp.where(u == 0, self.f_at_zero, jnp.inf))
 
     def df(self, u: ArrayLike) -> jax.Array:
-        """Derivative of the generator at u ≥ 0, elementwise; its limits at 0 and ∞."""
+        """Derivative of the generator, elementwise for u ≥ 0; its limits at 0 and ∞."""
         u = _float(u)
         inside = (u > 0) & (u < jnp.inf)
         log_u = jnp.log(jnp.where(inside, u, jnp.ones_like(u)))
@@ -142,7 +142,7 @@ class AbstractFDivergence(AbstractDivergence):
         return jnp.exp(self.log_df_inverse(y))
 
     def conjugate(self, y: ArrayLike) -> jax.Array:
-        """f*(y) = sup over u ≥ 0 of u·y − f(u); −f(0) for y ≤ f′(0), +inf for y > f′(∞)."""
+        """Convex conjugate, sup over u ≥ 0 of u·y − f(u); −f(0) for y ≤ f′(0), +inf for y > f′(∞)."""
         y = _float(y)
         value = -self.link(-self.log_df_inverse(y))
         return jnp.where(y > self.slope_at_infinity, jnp.inf, value)

@@ -23,8 +23,8 @@ from divax.divergences.rows import Pair, pair_at
 # left out is about 0.03^6 of the leading one, while f(u) − f(1) − f′(1)(u − 1) keeps 1e-4 relative in float32.
 _ORDER = 7
 _SERIES_BELOW = 0.03
-# f is evaluated at u and 1/u up to e^80 (inside float32); beyond, f(u)/u is continued by its tangent in log u.
-_LOG_U_MAX = 80.0
+# f is evaluated at u and 1/u up to e^28, whose cube is inside float32; beyond, f(u)/u is continued by its tangent in log u.
+_LOG_U_MAX = 28.0
 
 
 def from_generator(
@@ -42,8 +42,8 @@ def from_generator(
     autodiff, the inverses from bisection with implicit differentiation.
 
     Args:
-        f: convex, JAX-traceable, elementwise on u > 0 for arrays of any shape; it must tell float32 values from
-            1e-35 to 1e35 apart without overflowing on the way where f(u) itself does not.
+        f: convex, JAX-traceable, elementwise on u > 0 for arrays of any shape, without overflow for u from e^−28 to
+            e^28; beyond, where one side is a trillion times likelier, values follow its tangent in log u.
         name: a label for tables and messages.
         f_at_zero: lim f(u) as u → 0 in *your* normalisation, possibly `math.inf`; estimated from f when not given.
         slope_at_infinity: lim f(u)/u as u → ∞ in your normalisation; estimated when not given.
@@ -170,7 +170,7 @@ class Generator(AbstractFDivergence):
         if not self.smooth:
             return super().link(s)
         s = jnp.asarray(s)
-        bounded = jnp.clip(s, _lowest_s(s.dtype), _LOG_U_MAX / 2)
+        bounded = jnp.clip(s, _lowest_s(s.dtype), _LOG_U_MAX)
         growth = self._growth(s.dtype)
         tail = (
             self.weight(bounded)
@@ -184,7 +184,7 @@ class Generator(AbstractFDivergence):
         """u²f″(u) at u = e^{−s}, continued as the power of u that it is turning into where autodiff of f loses f″."""
         s = jnp.asarray(s)
         lowest = _lowest_s(s.dtype)
-        inside = _weight(self.function, jnp.clip(s, lowest, _LOG_U_MAX / 2))
+        inside = _weight(self.function, jnp.clip(s, lowest, _LOG_U_MAX))
         return inside * jnp.exp(jnp.where(s < lowest, self._growth(s.dtype) * (s - lowest), 0))
 
     def _growth(self, dtype: Any) -> jax.Array:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import mpmath as mp
 import numpy as np
 import pytest
+from members import f_member
 from oracles import categorical
 
 from divax import divergences as dv
@@ -42,7 +43,7 @@ def derivative(spec, u, order=1):
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_f_and_its_two_derivatives(spec):
-    div = dv.get(spec)
+    div = f_member(spec)
     for u in POINTS:
         with mp.workdps(60):
             f = float(oracle(spec)(mp.mpf(u)))
@@ -53,7 +54,7 @@ def test_f_and_its_two_derivatives(spec):
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_standard_form_and_curvature(spec):
-    div = dv.get(spec)
+    div = f_member(spec)
     assert float(div.f(1.0)) == 0
     assert float(div.df(1.0)) == 0
     assert div.curvature == pytest.approx(float(derivative(spec, 1.0, 2)), rel=1e-9)
@@ -61,7 +62,7 @@ def test_standard_form_and_curvature(spec):
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_link_is_the_derivative_of_the_dual_generator(spec):
-    div = dv.get(spec)
+    div = f_member(spec)
     for s in [-12.0, -2.0, -0.1, -1e-5, 0.0, 0.3, 3.0, 12.0]:
         with mp.workdps(60):
             dual = lambda v: v * oracle(spec)(1 / v)  # noqa: E731
@@ -77,7 +78,7 @@ def test_link_is_the_derivative_of_the_dual_generator(spec):
     "spec", [*SPECS, "0.7*forward_kl + 0.3*reverse_kl", "2*jeffreys", "3*total_variation"]
 )
 def test_inverses_undo(spec):
-    div = dv.get(spec)
+    div = f_member(spec)
     for s in [-6.0, -1.0, -0.2, 0.0, 0.4, 2.0, 6.0]:
         if not div.smooth:
             continue
@@ -95,7 +96,7 @@ def test_inverses_undo(spec):
     "spec", ["jeffreys", "skew_forward_kl(0.1)", "0.5*forward_kl + 0.5*reverse_chi2"]
 )
 def test_numerical_inverses_are_differentiated_implicitly(spec):
-    div = dv.get(spec)
+    div = f_member(spec)
     y = div.df(1.7)
     slope = jax.grad(div.df_inverse)(y)
     assert float(slope) == pytest.approx(1 / float(div.d2f(1.7)), rel=1e-9)
@@ -107,7 +108,7 @@ def test_numerical_inverses_are_differentiated_implicitly(spec):
 @pytest.mark.parametrize("spec", [*SPECS, "total_variation", "reverse_kl + reverse_chi2"])
 def test_conjugate_is_the_supremum(spec):
     """Against brute force over a fine grid of u, refined once."""
-    div = dv.get(spec)
+    div = f_member(spec)
     grid = np.concatenate([[0.0], np.exp(np.linspace(-30, 30, 60_001))])
     for y in [-4.0, -1.0, -0.45, -0.1, 0.0, 0.05, 0.1, 0.14, 0.3, 0.9, 2.0]:
         value = float(div.conjugate(y))
@@ -121,7 +122,7 @@ def test_conjugate_is_the_supremum(spec):
 
 @pytest.mark.parametrize("spec", [*SPECS, "total_variation"])
 def test_limits_are_reached(spec):
-    div = dv.get(spec)
+    div = f_member(spec)
     limits = div.limits
     for value, limit in [
         (div.f(1e-250), limits.f_at_zero),
@@ -166,7 +167,7 @@ def test_limits_are_reached(spec):
     ],
 )
 def test_flags(spec, admissible, bounded, symmetric):
-    div = dv.get(spec)
+    div = f_member(spec)
     assert (bool(div.admissible), bool(div.bounded), bool(div.symmetric)) == (
         admissible,
         bounded,

@@ -27,7 +27,7 @@ def exact_transport(t, s, cost):
     solution = linprog(
         np.asarray(cost).ravel(), A_eq=np.vstack([rows, columns]), b_eq=np.concatenate([p, q])
     )
-    return solution.fun
+    return float(np.asarray(solution.fun))
 
 
 def ott_cost(t, s, cost, epsilon):
@@ -44,7 +44,7 @@ def ott_cost(t, s, cost, epsilon):
         prob = linear_problem.LinearProblem(geom, a=jax.nn.softmax(t), b=jax.nn.softmax(s))
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             out = sinkhorn.Sinkhorn(threshold=1e-12, max_iterations=20_000)(prob)
-    return float(out.reg_ot_cost)
+    return np.asarray(out.reg_ot_cost).item()
 
 
 @pytest.mark.parametrize("epsilon", [0.05, 0.3, 2.0])
