@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
 
     Example:
         >>> main(["--divergence", "forward_kl"])
-        divergence  formula       range   f(0)  f'(∞)  f''(1)  admissible  bounded  symmetric  smooth
+        divergence  formula        range  f(0)  f'(∞)  f''(1)  admissible  bounded  symmetric  smooth
         forward_kl  Σ p log(p/q)  [0, ∞)     1      ∞       1         yes       no         no     yes
         0
     """
@@ -47,7 +47,7 @@ def run(config: ZooConfig) -> None:
     Example:
         >>> run(ZooConfig(divergence=("alfa(0.5)",)))
         Traceback (most recent call last):
-        divax.trainers.errors.RunError: unknown divergence 'alfa'; did you mean alpha?
+        divax.trainers.errors.RunError: unknown divergence 'alfa'; did you mean alpha, dual?
     """
     from divax import divergences as dv
     from divax.trainers.errors import RunError
