@@ -127,7 +127,7 @@ class Sinkhorn(AbstractDivergence):
         0.792
 
     Source: A. Genevay, G. Peyré, M. Cuturi, "Learning Generative Models with Sinkhorn Divergences", arXiv:1706.00292,
-    eq. 4; J. Feydy et al., "Interpolating between Optimal Transport and MMD using Sinkhorn Divergences",
+    §2; J. Feydy et al., "Interpolating between Optimal Transport and MMD using Sinkhorn Divergences",
     arXiv:1810.08278, eq. 3.
     """
 

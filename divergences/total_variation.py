@@ -33,7 +33,7 @@ class TotalVariation(AbstractFDivergence):
         0.25
 
     Source: I. Csiszár, P. Shields, "Information Theory and Statistics: A Tutorial" (2004), §4; in distillation, Y. Wen et
-    al., "f-Divergence Minimization for Sequence-Level Knowledge Distillation", arXiv:2307.15190, eq. 9.
+    al., "f-Divergence Minimization for Sequence-Level Knowledge Distillation", arXiv:2307.15190, §3.
     """
 
     spec_name = "total_variation"
