@@ -14,6 +14,9 @@ Members, by what they compute (`get` and `names` reach them by their snake-case 
 Algebra: `+`, scalar `*` and `.dual()` make a `Mixture`, an `FMixture`, a `Dual` or an `FDual`; `mixture` does so by hand;
 `.normalized()` divides by the curvature.
 
+Proof: `check_divergence` tries any divergence, yours too, on every law in `LAWS` (each a `Law`), and `check_law` on one; what
+holds gives a `Verdict`, what does not raises `BrokenLaw`, naming the law and the inputs that broke it.
+
 What a new member states: `AbstractDivergence` (`InfiniteAt`) or `AbstractFDivergence` (`Limits`, on a `Pair`), with the
 decorator `divergence`; `log_softmax` is the normalisation that survives impossible tokens.
 """
@@ -29,6 +32,10 @@ from divax.divergences.alpha import Alpha as Alpha
 from divax.divergences.base import AbstractDivergence as AbstractDivergence
 from divax.divergences.base import InfiniteAt as InfiniteAt
 from divax.divergences.base import divergence as divergence
+from divax.divergences.checks import LAWS as LAWS
+from divax.divergences.checks import Verdict as Verdict
+from divax.divergences.checks import check_divergence as check_divergence
+from divax.divergences.checks import check_law as check_law
 from divax.divergences.chi2 import ForwardChi2 as ForwardChi2
 from divax.divergences.chi2 import ReverseChi2 as ReverseChi2
 from divax.divergences.f_divergence import AbstractFDivergence as AbstractFDivergence
@@ -41,6 +48,8 @@ from divax.divergences.jensen_shannon import InterpolatedJS as InterpolatedJS
 from divax.divergences.jensen_shannon import JensenShannon as JensenShannon
 from divax.divergences.kl import ForwardKL as ForwardKL
 from divax.divergences.kl import ReverseKL as ReverseKL
+from divax.divergences.law import BrokenLaw as BrokenLaw
+from divax.divergences.law import Law as Law
 from divax.divergences.rows import Pair as Pair
 from divax.divergences.rows import log_softmax as log_softmax
 from divax.divergences.sinkhorn import Sinkhorn as Sinkhorn
