@@ -14,7 +14,9 @@ Members, by what they compute (`get` and `names` reach them by their snake-case 
 Algebra: `+`, scalar `*` and `.dual()` make a `Mixture`, an `FMixture`, a `Dual` or an `FDual`; `mixture` does so by hand;
 `.normalized()` divides by the curvature.
 
-Proof: `check_divergence` tries any divergence, yours too, on every law in `LAWS` (each a `Law`), and `check_law` on one; what
+Optimum of reward − β·D: `regularized_argmax` (a `RegularizedOptimum`), and `dro_weights`, the same for losses.
+
+Proof: `check_divergence` tries any divergence, yours too, on every law in `LAWS` (each a `Law`), `check_law` on one; what
 holds gives a `Verdict`, what does not raises `BrokenLaw`, naming the law and the inputs that broke it.
 
 What a new member states: `AbstractDivergence` (`InfiniteAt`) or `AbstractFDivergence` (`Limits`, on a `Pair`), with the
@@ -50,6 +52,9 @@ from divax.divergences.kl import ForwardKL as ForwardKL
 from divax.divergences.kl import ReverseKL as ReverseKL
 from divax.divergences.law import BrokenLaw as BrokenLaw
 from divax.divergences.law import Law as Law
+from divax.divergences.optimum import RegularizedOptimum as RegularizedOptimum
+from divax.divergences.optimum import dro_weights as dro_weights
+from divax.divergences.optimum import regularized_argmax as regularized_argmax
 from divax.divergences.rows import Pair as Pair
 from divax.divergences.rows import log_softmax as log_softmax
 from divax.divergences.sinkhorn import Sinkhorn as Sinkhorn

@@ -23,6 +23,7 @@ LAWS: Mapping[str, Law] = MappingProxyType(
             value_laws.half_precision,
             value_laws.non_negative,
             value_laws.zero_at_equality,
+            value_laws.flat_at_equality,
             value_laws.separates,
             value_laws.shift_invariant,
             value_laws.permutation_equivariant,

@@ -85,11 +85,13 @@ def second_order(trial: Trial) -> None:
     """Forward over reverse, in both arguments jointly, against differences of the gradient."""
     pair, direction = _both(trial)
     other = _both(trial)[1]
-    product = jax.jit(lambda at, along: jax.jvp(_gradients(trial.div), (at,), (along,))[1])
+    product = lambda at, along: jax.jvp(_gradients(trial.div), (at,), (along,))[1]  # noqa: E731
     got, crossed = product(pair, direction), product(pair, other)
     at, along = ([np.asarray(x) for x in arrays] for arrays in (pair, direction))
     ahead, behind = (
-        trial.value_and_gradients(*(x + sign * STEP * v for x, v in zip(at, along, strict=True)))[1:]
+        trial.value_and_gradients(*(x + sign * STEP * v for x, v in zip(at, along, strict=True)))[
+            1:
+        ]
         for sign in (1, -1)
     )
     shown = {"target": pair[0], "model": pair[1]}
@@ -117,7 +119,9 @@ def parameter_gradient(trial: Trial) -> None:
     target, model = trial.logits(), trial.logits()
 
     def moved(step):
-        return jax.tree.unflatten(structure, [x + step * v for x, v in zip(leaves, along, strict=True)])
+        return jax.tree.unflatten(
+            structure, [x + step * v for x, v in zip(leaves, along, strict=True)]
+        )
 
     def value(step):
         return moved(step)(target, model)

@@ -86,7 +86,10 @@ def inverses(trial: Trial) -> None:
     trial.require(np.abs(got + s) <= allowed, "df_inverse", log_u=-s, got=got, slope=slope)
 
 
-@law("f*(y) = sup over u of u·y − f(u): Fenchel–Young, −f(0) below f′(0), +inf above f′(∞)", needs_generator)
+@law(
+    "f*(y) = sup over u of u·y − f(u): Fenchel–Young, −f(0) below f′(0), +inf above f′(∞)",
+    needs_generator,
+)
 def conjugate(trial: Trial) -> None:
     """Equality at y = f′(u), an upper bound everywhere, and both ends of the domain."""
     div, u = trial.generator, np.exp(_LOG_U[np.abs(_LOG_U) <= 6])
@@ -107,7 +110,10 @@ def conjugate(trial: Trial) -> None:
         trial.require(above == np.inf, "above f′(∞) it is +inf", y=high + 0.5, got=above)
 
 
-@law("limits: f(0), f′(∞), f′(0) and the link's floor are what f and its link tend to", needs_generator)
+@law(
+    "limits: f(0), f′(∞), f′(0) and the link's floor are what f and its link tend to",
+    needs_generator,
+)
 def limits(trial: Trial) -> None:
     """Approached at 150 and 300 nats: a finite limit comes nearer, an infinite one recedes."""
     div, far = trial.generator, np.array([150.0, 300.0])

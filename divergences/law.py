@@ -83,10 +83,12 @@ def needs_free_vocabulary(trial: Trial) -> str | None:
     return "its vocabulary is fixed" if trial.fixed_vocabulary else None
 
 
-@jax.jit
 def _evaluate(div, target, model):
     value, pullback = jax.vjp(lambda t, s: div(t, s), target, model)
     return value, *pullback(jnp.ones_like(value))
+
+
+_evaluate_compiled = jax.jit(_evaluate)
 
 
 class Trial:
@@ -136,10 +138,12 @@ class Trial:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """D `[N]` and its gradients by both logits `[N, V]`, of N rows, in blocks of `ROWS`."""
         div, count = self.div if div is None else div, len(target)
+        # Compiling pays for the shape that all laws share, not for one that a single law uses once.
+        evaluate = _evaluate_compiled if target.shape[-1] == self.vocab_size else _evaluate
         pad = ((0, -count % ROWS), (0, 0))
         target, model = np.pad(target, pad), np.pad(model, pad)
         blocks = [
-            _evaluate(div, jnp.asarray(target[at : at + ROWS]), jnp.asarray(model[at : at + ROWS]))
+            evaluate(div, jnp.asarray(target[at : at + ROWS]), jnp.asarray(model[at : at + ROWS]))
             for at in range(0, len(target), ROWS)
         ]
         value, by_target, by_model = (

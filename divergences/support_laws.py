@@ -26,7 +26,10 @@ def impossible(trial: Trial, logits: np.ndarray) -> np.ndarray:
     return np.where(ruled_out, -np.inf, logits)
 
 
-@law("a token impossible on both sides, or left out by `where`, is as good as absent", needs_free_vocabulary)
+@law(
+    "a token impossible on both sides, or left out by `where`, is as good as absent",
+    needs_free_vocabulary,
+)
 def absent_tokens(trial: Trial) -> None:
     """−inf on both sides equals a smaller vocabulary, in value and gradient, and `where=` does the same."""
     target, model = trial.logits(), trial.logits()
@@ -79,7 +82,9 @@ def support_policies(trial: Trial) -> None:
     trial.require(np.isfinite(floored) & (floored >= 0), "floor", **shown, floored=floored)
 
 
-@law("one-hot rows: +inf at a token is −inf at all others; q_y·f(1/q_y) + (1 − q_y)·f(0) for a generator")
+@law(
+    "one-hot rows: +inf at a token is −inf at all others; q_y·f(1/q_y) + (1 − q_y)·f(0) for a generator"
+)
 def one_hot(trial: Trial) -> None:
     """Both ways to write a one-hot row, on either side, and the closed form of the f-divergences."""
     other = trial.logits()

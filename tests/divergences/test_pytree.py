@@ -48,7 +48,9 @@ def test_leaves_static_fields_and_paths_survive():
     leaves, structure = jax.tree.flatten(div)
     assert leaves == [3.0]
     assert jax.tree.unflatten(structure, leaves) == div
-    assert jax.tree_util.tree_flatten_with_path(div)[0] == [((jax.tree_util.GetAttrKey("scale"),), 3.0)]
+    assert jax.tree_util.tree_flatten_with_path(div)[0] == [
+        ((jax.tree_util.GetAttrKey("scale"),), 3.0)
+    ]
     assert jax.tree.map(lambda x: x + 1, div) == Scaled(scale=4.0, label="b")
 
 
