@@ -16,6 +16,8 @@ Algebra: `+`, scalar `*` and `.dual()` make a `Mixture`, an `FMixture`, a `Dual`
 
 Optimum of reward − β·D: `regularized_argmax` (a `RegularizedOptimum`), and `dro_weights`, the same for losses.
 
+From samples: `estimate`, value form × gradient form, and `rao_blackwellized_kl` of sequences.
+
 Proof: `check_divergence` tries any divergence, yours too, on every law in `LAWS` (each a `Law`), `check_law` on one; what
 holds gives a `Verdict`, what does not raises `BrokenLaw`, naming the law and the inputs that broke it.
 
@@ -40,6 +42,8 @@ from divax.divergences.checks import check_divergence as check_divergence
 from divax.divergences.checks import check_law as check_law
 from divax.divergences.chi2 import ForwardChi2 as ForwardChi2
 from divax.divergences.chi2 import ReverseChi2 as ReverseChi2
+from divax.divergences.estimators import estimate as estimate
+from divax.divergences.estimators import rao_blackwellized_kl as rao_blackwellized_kl
 from divax.divergences.f_divergence import AbstractFDivergence as AbstractFDivergence
 from divax.divergences.f_divergence import Limits as Limits
 from divax.divergences.generator import Generator as Generator
