@@ -14,6 +14,13 @@ Members, by what they compute (`get` and `names` reach them by their snake-case 
 Algebra: `+`, scalar `*` and `.dual()` make a `Mixture`, an `FMixture`, a `Dual` or an `FDual`; `mixture` does so by hand;
 `.normalized()` divides by the curvature.
 
+Optimum of reward − β·D: `regularized_argmax` (a `RegularizedOptimum`), and `dro_weights`, the same for losses.
+
+From samples: `estimate`, value form × gradient form, and `rao_blackwellized_kl` of sequences.
+
+Proof: `check_divergence` tries any divergence, yours too, on every law in `LAWS` (each a `Law`), `check_law` on one; what
+holds gives a `Verdict`, what does not raises `BrokenLaw`, naming the law and the inputs that broke it.
+
 What a new member states: `AbstractDivergence` (`InfiniteAt`) or `AbstractFDivergence` (`Limits`, on a `Pair`), with the
 decorator `divergence`; `log_softmax` is the normalisation that survives impossible tokens.
 """
@@ -29,8 +36,14 @@ from divax.divergences.alpha import Alpha as Alpha
 from divax.divergences.base import AbstractDivergence as AbstractDivergence
 from divax.divergences.base import InfiniteAt as InfiniteAt
 from divax.divergences.base import divergence as divergence
+from divax.divergences.checks import LAWS as LAWS
+from divax.divergences.checks import Verdict as Verdict
+from divax.divergences.checks import check_divergence as check_divergence
+from divax.divergences.checks import check_law as check_law
 from divax.divergences.chi2 import ForwardChi2 as ForwardChi2
 from divax.divergences.chi2 import ReverseChi2 as ReverseChi2
+from divax.divergences.estimators import estimate as estimate
+from divax.divergences.estimators import rao_blackwellized_kl as rao_blackwellized_kl
 from divax.divergences.f_divergence import AbstractFDivergence as AbstractFDivergence
 from divax.divergences.f_divergence import Limits as Limits
 from divax.divergences.generator import Generator as Generator
@@ -41,6 +54,11 @@ from divax.divergences.jensen_shannon import InterpolatedJS as InterpolatedJS
 from divax.divergences.jensen_shannon import JensenShannon as JensenShannon
 from divax.divergences.kl import ForwardKL as ForwardKL
 from divax.divergences.kl import ReverseKL as ReverseKL
+from divax.divergences.law import BrokenLaw as BrokenLaw
+from divax.divergences.law import Law as Law
+from divax.divergences.optimum import RegularizedOptimum as RegularizedOptimum
+from divax.divergences.optimum import dro_weights as dro_weights
+from divax.divergences.optimum import regularized_argmax as regularized_argmax
 from divax.divergences.rows import Pair as Pair
 from divax.divergences.rows import log_softmax as log_softmax
 from divax.divergences.sinkhorn import Sinkhorn as Sinkhorn

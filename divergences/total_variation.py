@@ -55,7 +55,7 @@ class TotalVariation(AbstractFDivergence):
 
     def weight(self, s: ArrayLike) -> jax.Array:
         """0 almost everywhere."""
-        return jnp.zeros_like(jnp.asarray(s, dtype=jnp.result_type(s, jnp.float32)))
+        return jnp.zeros_like(jnp.asarray(s))
 
     def log_df_inverse(self, y: ArrayLike) -> jax.Array:
         """0 inside (−½, ½); −inf below and +inf above."""
