@@ -9,6 +9,9 @@ Members, by what they compute (`get` and `names` reach them by their snake-case 
   `ReverseChi2`, `SquaredHellinger`, `TotalVariation`, `Triangular`, `SkewForwardKL`, `SkewReverseKL`; your own from a
   generator with `from_generator` (a `Generator`).
 - adaptive: `AdaptiveKL` (and `head_mask`, the head it uses).
+- on few tokens: `TopK` and `TopKRenormalized`, in two steps `coarsen`, `coarsen_cached` and `drop_tail` (which return
+  `Coarse` rows; a teacher's `TopKCache` comes from `cache_top_k`); from sampled tokens `sampled_divergence`, with
+  `sample_tokens` and `sample_distinct_tokens` (a `TokenSample`).
 - transport: `Sinkhorn` (and its solver `sinkhorn_potentials`, which returns `SinkhornPotentials`).
 
 Algebra: `+`, scalar `*` and `.dual()` make a `Mixture`, an `FMixture`, a `Dual` or an `FDual`; `mixture` does so by hand;
@@ -43,6 +46,10 @@ from divax.divergences.kl import ForwardKL as ForwardKL
 from divax.divergences.kl import ReverseKL as ReverseKL
 from divax.divergences.rows import Pair as Pair
 from divax.divergences.rows import log_softmax as log_softmax
+from divax.divergences.sampled_vocabulary import TokenSample as TokenSample
+from divax.divergences.sampled_vocabulary import sample_distinct_tokens as sample_distinct_tokens
+from divax.divergences.sampled_vocabulary import sample_tokens as sample_tokens
+from divax.divergences.sampled_vocabulary import sampled_divergence as sampled_divergence
 from divax.divergences.sinkhorn import Sinkhorn as Sinkhorn
 from divax.divergences.sinkhorn import SinkhornPotentials as SinkhornPotentials
 from divax.divergences.sinkhorn import sinkhorn_potentials as sinkhorn_potentials
@@ -50,5 +57,13 @@ from divax.divergences.skew_kl import SkewForwardKL as SkewForwardKL
 from divax.divergences.skew_kl import SkewReverseKL as SkewReverseKL
 from divax.divergences.specs import get as get
 from divax.divergences.specs import names as names
+from divax.divergences.topk import Coarse as Coarse
+from divax.divergences.topk import TopK as TopK
+from divax.divergences.topk import TopKCache as TopKCache
+from divax.divergences.topk import TopKRenormalized as TopKRenormalized
+from divax.divergences.topk import cache_top_k as cache_top_k
+from divax.divergences.topk import coarsen as coarsen
+from divax.divergences.topk import coarsen_cached as coarsen_cached
+from divax.divergences.topk import drop_tail as drop_tail
 from divax.divergences.total_variation import TotalVariation as TotalVariation
 from divax.divergences.triangular import Triangular as Triangular
