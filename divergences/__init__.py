@@ -13,6 +13,10 @@ Members, by what they compute (`get` and `names` reach them by their snake-case 
   `Coarse` rows; a teacher's `TopKCache` comes from `cache_top_k`); from sampled tokens `sampled_divergence`, with
   `sample_tokens` and `sample_distinct_tokens` (a `TokenSample`).
 - transport: `Sinkhorn` (and its solver `sinkhorn_potentials`, which returns `SinkhornPotentials`).
+- samples and features: `biased_mmd`, `unbiased_mmd`, `energy_distance`, `noise_adaptive_mmd` (and its
+  `noise_adaptive_witness`), `sample_cauchy_schwarz`, `conditional_cauchy_schwarz`; kernels `RBFKernel`, `LaplaceKernel`,
+  `IMQKernel`, `EnergyKernel`, `KernelMean`, with `multi_bandwidth` and `median_bandwidth` (an `AbstractKernel`, or only an
+  `AbstractSemimetric`); on the vocabulary `VocabularyMMD`.
 
 Algebra: `+`, scalar `*` and `.dual()` make a `Mixture`, an `FMixture`, a `Dual` or an `FDual`; `mixture` does so by hand;
 `.normalized()` divides by the curvature.
@@ -32,6 +36,10 @@ from divax.divergences.alpha import Alpha as Alpha
 from divax.divergences.base import AbstractDivergence as AbstractDivergence
 from divax.divergences.base import InfiniteAt as InfiniteAt
 from divax.divergences.base import divergence as divergence
+from divax.divergences.cauchy_schwarz_samples import (
+    conditional_cauchy_schwarz as conditional_cauchy_schwarz,
+)
+from divax.divergences.cauchy_schwarz_samples import sample_cauchy_schwarz as sample_cauchy_schwarz
 from divax.divergences.chi2 import ForwardChi2 as ForwardChi2
 from divax.divergences.chi2 import ReverseChi2 as ReverseChi2
 from divax.divergences.f_divergence import AbstractFDivergence as AbstractFDivergence
@@ -42,8 +50,22 @@ from divax.divergences.hellinger import SquaredHellinger as SquaredHellinger
 from divax.divergences.jeffreys import Jeffreys as Jeffreys
 from divax.divergences.jensen_shannon import InterpolatedJS as InterpolatedJS
 from divax.divergences.jensen_shannon import JensenShannon as JensenShannon
+from divax.divergences.kernels import AbstractKernel as AbstractKernel
+from divax.divergences.kernels import AbstractSemimetric as AbstractSemimetric
+from divax.divergences.kernels import EnergyKernel as EnergyKernel
+from divax.divergences.kernels import IMQKernel as IMQKernel
+from divax.divergences.kernels import KernelMean as KernelMean
+from divax.divergences.kernels import LaplaceKernel as LaplaceKernel
+from divax.divergences.kernels import RBFKernel as RBFKernel
+from divax.divergences.kernels import median_bandwidth as median_bandwidth
+from divax.divergences.kernels import multi_bandwidth as multi_bandwidth
 from divax.divergences.kl import ForwardKL as ForwardKL
 from divax.divergences.kl import ReverseKL as ReverseKL
+from divax.divergences.mmd import biased_mmd as biased_mmd
+from divax.divergences.mmd import energy_distance as energy_distance
+from divax.divergences.mmd import noise_adaptive_mmd as noise_adaptive_mmd
+from divax.divergences.mmd import noise_adaptive_witness as noise_adaptive_witness
+from divax.divergences.mmd import unbiased_mmd as unbiased_mmd
 from divax.divergences.rows import Pair as Pair
 from divax.divergences.rows import log_softmax as log_softmax
 from divax.divergences.sampled_vocabulary import TokenSample as TokenSample
@@ -67,3 +89,4 @@ from divax.divergences.topk import coarsen_cached as coarsen_cached
 from divax.divergences.topk import drop_tail as drop_tail
 from divax.divergences.total_variation import TotalVariation as TotalVariation
 from divax.divergences.triangular import Triangular as Triangular
+from divax.divergences.vocabulary_mmd import VocabularyMMD as VocabularyMMD

@@ -81,7 +81,7 @@ def sample_distinct_tokens(key: jax.Array, proposal: ArrayLike, *, k: int) -> To
         (3, True)
 
     Source: W. Kool, H. van Hoof, M. Welling, "Estimating Gradients for Discrete Random Variables by Sampling without
-    Replacement", arXiv:2002.06043, eq. 14; T. Vieira, "Estimating means in a finite universe" (2017).
+    Replacement", arXiv:2002.06043; T. Vieira, "Estimating means in a finite universe" (2017).
     """
     logits = _log_proposal(proposal)
     if not 1 <= k < logits.shape[-1]:
