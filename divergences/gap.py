@@ -32,7 +32,10 @@ def probability_gap(target: jax.Array, model: jax.Array) -> jax.Array:
 def _gap(target: jax.Array, model: jax.Array) -> jax.Array:
     rows = split_rows(target, model)
     common = difference(rows.common.p, rows.common.q, rows.common.log_u)
-    return common + rows.p_only - rows.q_only
+    gap = common + rows.p_only - rows.q_only
+    # The rounding δ of log Z_p − log Z_q is common to a row and adds δ·p to the gap, which cumulative sums would
+    # collect; the exact gap sums to 0, so that the sum of this one is δ.
+    return gap - 0.5 * (rows.p + rows.q) * jnp.sum(gap, -1, keepdims=True)
 
 
 @_gap.defjvp

@@ -206,8 +206,9 @@ def median_bandwidth(x: ArrayLike, y: ArrayLike) -> jax.Array:
 def squared_distances(x: jax.Array, y: jax.Array) -> jax.Array:
     """‖x_i − y_j‖² for `[n, d]` and `[m, d]`, as `[n, m]`: exactly 0 for equal points.
 
-    No [n, m, d] is kept for the gradient. The value is a sum of squared differences, which compilers fuse; ‖x‖² + ‖y‖² − 2⟨x, y⟩ would leave a rounding of
-    ‖x‖² at coinciding points, and its root under a distance. The derivative needs only matrix products.
+    No [n, m, d] is kept for the gradient. The value is a sum of squared differences, which compilers fuse;
+    ‖x‖² + ‖y‖² − 2⟨x, y⟩ would leave a rounding of ‖x‖² at coinciding points, and its root under a distance. The
+    derivative needs only matrix products.
 
     Example:
         >>> import jax.numpy as jnp
