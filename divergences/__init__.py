@@ -9,7 +9,19 @@ Members, by what they compute (`get` and `names` reach them by their snake-case 
   `ReverseChi2`, `SquaredHellinger`, `TotalVariation`, `Triangular`, `SkewForwardKL`, `SkewReverseKL`; your own from a
   generator with `from_generator` (a `Generator`).
 - adaptive: `AdaptiveKL` (and `head_mask`, the head it uses).
-- transport: `Sinkhorn` (and its solver `sinkhorn_potentials`, which returns `SinkhornPotentials`).
+- on few tokens: `TopK` and `TopKRenormalized`, in two steps `coarsen`, `coarsen_cached` and `drop_tail` (which return
+  `Coarse` rows; a teacher's `TopKCache` comes from `cache_top_k`); from sampled tokens `sampled_divergence`, with
+  `sample_tokens` and `sample_distinct_tokens` (a `TokenSample`).
+- transport: `Sinkhorn` (and its solver `sinkhorn_potentials`, which returns `SinkhornPotentials`), `AnnealedSinkhorn`
+  (`annealed_potentials`) for sharp ε, `UnbalancedSinkhorn` (`unbalanced_potentials`), `self_potentials` for OT_ε(p, p);
+  `batch_sinkhorn` between the samples of a batch (as published, `sinkd_as_published`); on an ordered support
+  `Wasserstein1` and `Cramer`; over head rows `EMO` (its training loss is `balanced_with_likelihood`) and `DebiasedEMO`;
+  across vocabularies `universal_logit_distance`.
+- samples and features: `biased_mmd`, `unbiased_mmd`, `energy_distance`, `noise_adaptive_mmd` (and its
+  `noise_adaptive_witness`), `sample_cauchy_schwarz`, `conditional_cauchy_schwarz`; kernels `RBFKernel`, `LaplaceKernel`,
+  `IMQKernel`, `EnergyKernel`, `KernelMean`, with `multi_bandwidth` and `median_bandwidth` (an `AbstractKernel`, or only an
+  `AbstractSemimetric`); on the vocabulary `VocabularyMMD`.
+- frontiers: `divergence_frontier` (a `Frontier`), its `frontier_area`, `mauve`, and `smoothed_log_counts` for histograms.
 
 Algebra: `+`, scalar `*` and `.dual()` make a `Mixture`, an `FMixture`, a `Dual` or an `FDual`; `mixture` does so by hand;
 `.normalized()` divides by the curvature.
@@ -36,37 +48,86 @@ from divax.divergences.alpha import Alpha as Alpha
 from divax.divergences.base import AbstractDivergence as AbstractDivergence
 from divax.divergences.base import InfiniteAt as InfiniteAt
 from divax.divergences.base import divergence as divergence
+from divax.divergences.batch_sinkhorn import batch_sinkhorn as batch_sinkhorn
+from divax.divergences.batch_sinkhorn import sinkd_as_published as sinkd_as_published
+from divax.divergences.cauchy_schwarz_samples import (
+    conditional_cauchy_schwarz as conditional_cauchy_schwarz,
+)
+from divax.divergences.cauchy_schwarz_samples import sample_cauchy_schwarz as sample_cauchy_schwarz
 from divax.divergences.checks import LAWS as LAWS
 from divax.divergences.checks import Verdict as Verdict
 from divax.divergences.checks import check_divergence as check_divergence
 from divax.divergences.checks import check_law as check_law
 from divax.divergences.chi2 import ForwardChi2 as ForwardChi2
 from divax.divergences.chi2 import ReverseChi2 as ReverseChi2
+from divax.divergences.emo import EMO as EMO
+from divax.divergences.emo import DebiasedEMO as DebiasedEMO
+from divax.divergences.emo import balanced_with_likelihood as balanced_with_likelihood
 from divax.divergences.estimators import estimate as estimate
 from divax.divergences.estimators import rao_blackwellized_kl as rao_blackwellized_kl
 from divax.divergences.f_divergence import AbstractFDivergence as AbstractFDivergence
 from divax.divergences.f_divergence import Limits as Limits
+from divax.divergences.frontier import Frontier as Frontier
+from divax.divergences.frontier import divergence_frontier as divergence_frontier
+from divax.divergences.frontier import frontier_area as frontier_area
+from divax.divergences.frontier import mauve as mauve
+from divax.divergences.frontier import smoothed_log_counts as smoothed_log_counts
 from divax.divergences.generator import Generator as Generator
 from divax.divergences.generator import from_generator as from_generator
 from divax.divergences.hellinger import SquaredHellinger as SquaredHellinger
 from divax.divergences.jeffreys import Jeffreys as Jeffreys
 from divax.divergences.jensen_shannon import InterpolatedJS as InterpolatedJS
 from divax.divergences.jensen_shannon import JensenShannon as JensenShannon
+from divax.divergences.kernels import AbstractKernel as AbstractKernel
+from divax.divergences.kernels import AbstractSemimetric as AbstractSemimetric
+from divax.divergences.kernels import EnergyKernel as EnergyKernel
+from divax.divergences.kernels import IMQKernel as IMQKernel
+from divax.divergences.kernels import KernelMean as KernelMean
+from divax.divergences.kernels import LaplaceKernel as LaplaceKernel
+from divax.divergences.kernels import RBFKernel as RBFKernel
+from divax.divergences.kernels import median_bandwidth as median_bandwidth
+from divax.divergences.kernels import multi_bandwidth as multi_bandwidth
 from divax.divergences.kl import ForwardKL as ForwardKL
 from divax.divergences.kl import ReverseKL as ReverseKL
 from divax.divergences.law import BrokenLaw as BrokenLaw
 from divax.divergences.law import Law as Law
+from divax.divergences.mmd import biased_mmd as biased_mmd
+from divax.divergences.mmd import energy_distance as energy_distance
+from divax.divergences.mmd import noise_adaptive_mmd as noise_adaptive_mmd
+from divax.divergences.mmd import noise_adaptive_witness as noise_adaptive_witness
+from divax.divergences.mmd import unbiased_mmd as unbiased_mmd
 from divax.divergences.optimum import RegularizedOptimum as RegularizedOptimum
 from divax.divergences.optimum import dro_weights as dro_weights
 from divax.divergences.optimum import regularized_argmax as regularized_argmax
+from divax.divergences.ordered import Cramer as Cramer
+from divax.divergences.ordered import Wasserstein1 as Wasserstein1
 from divax.divergences.rows import Pair as Pair
 from divax.divergences.rows import log_softmax as log_softmax
+from divax.divergences.sampled_vocabulary import TokenSample as TokenSample
+from divax.divergences.sampled_vocabulary import sample_distinct_tokens as sample_distinct_tokens
+from divax.divergences.sampled_vocabulary import sample_tokens as sample_tokens
+from divax.divergences.sampled_vocabulary import sampled_divergence as sampled_divergence
 from divax.divergences.sinkhorn import Sinkhorn as Sinkhorn
 from divax.divergences.sinkhorn import SinkhornPotentials as SinkhornPotentials
 from divax.divergences.sinkhorn import sinkhorn_potentials as sinkhorn_potentials
+from divax.divergences.sinkhorn_annealed import AnnealedSinkhorn as AnnealedSinkhorn
+from divax.divergences.sinkhorn_annealed import annealed_potentials as annealed_potentials
+from divax.divergences.sinkhorn_symmetric import self_potentials as self_potentials
+from divax.divergences.sinkhorn_unbalanced import UnbalancedSinkhorn as UnbalancedSinkhorn
+from divax.divergences.sinkhorn_unbalanced import unbalanced_potentials as unbalanced_potentials
 from divax.divergences.skew_kl import SkewForwardKL as SkewForwardKL
 from divax.divergences.skew_kl import SkewReverseKL as SkewReverseKL
 from divax.divergences.specs import get as get
 from divax.divergences.specs import names as names
+from divax.divergences.topk import Coarse as Coarse
+from divax.divergences.topk import TopK as TopK
+from divax.divergences.topk import TopKCache as TopKCache
+from divax.divergences.topk import TopKRenormalized as TopKRenormalized
+from divax.divergences.topk import cache_top_k as cache_top_k
+from divax.divergences.topk import coarsen as coarsen
+from divax.divergences.topk import coarsen_cached as coarsen_cached
+from divax.divergences.topk import drop_tail as drop_tail
 from divax.divergences.total_variation import TotalVariation as TotalVariation
 from divax.divergences.triangular import Triangular as Triangular
+from divax.divergences.vocabulary import universal_logit_distance as universal_logit_distance
+from divax.divergences.vocabulary_mmd import VocabularyMMD as VocabularyMMD

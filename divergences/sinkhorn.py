@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -80,6 +82,19 @@ def sinkhorn_potentials(
     Source: M. Cuturi, "Sinkhorn Distances: Lightspeed Computation of Optimal Transport", arXiv:1306.0895, alg. 1; dual
     and ε-convention, G. Peyré, M. Cuturi, "Computational Optimal Transport", arXiv:1803.00567, §4.4.
     """
+    iterate = functools.partial(_iterate, max_iterations=max_iterations, tolerance=tolerance)
+    return solved_by(iterate, target, model, epsilon, cost, tolerance)
+
+
+def solved_by(
+    iterate: Callable[..., tuple[jax.Array, jax.Array, jax.Array, jax.Array]],
+    target: ArrayLike,
+    model: ArrayLike,
+    epsilon: Scalar,
+    cost: ArrayLike | None,
+    tolerance: float,
+) -> SinkhornPotentials:
+    """The dual value and report at the potentials that `iterate(log_p, log_q, epsilon, cost)` finds without gradients."""
     log_p, log_q = log_softmax(jnp.asarray(target)), log_softmax(jnp.asarray(model))
     cost = None if cost is None else jnp.asarray(cost).astype(log_p.dtype)
     size = log_p.shape[-1]
@@ -91,9 +106,9 @@ def sinkhorn_potentials(
     legal = jnp.all(jnp.any(jnp.stack([log_p, log_q]) > -jnp.inf, -1), 0)
     log_p, log_q = (jnp.where(legal[..., None], x, -jnp.log(float(size))) for x in (log_p, log_q))
     frozen = jax.lax.stop_gradient((log_p, log_q, epsilon, cost))
-    f, g, error, iterations = _iterate(*frozen, max_iterations, tolerance)
+    f, g, error, iterations = iterate(*frozen)
     f, g = jax.lax.stop_gradient((f, g))
-    mass = _plan_mass(f, g, log_p, log_q, epsilon, cost)
+    mass = plan_mass(f, g, log_p, log_q, epsilon, cost)
     value = _expectation(log_p, f) + _expectation(log_q, g) - epsilon * (mass - 1)
     value = jnp.where(legal, value, 0)
     return SinkhornPotentials(value, f, g, error, iterations, error <= tolerance)
@@ -194,7 +209,7 @@ class Sinkhorn(AbstractDivergence):
         return f"sinkhorn({prefix}{epsilon}{extra}{'' if self.debiased else ', debiased=False'})"
 
 
-def _soft_transform(
+def soft_transform(
     potential: jax.Array, log_mass: jax.Array, epsilon: Scalar, cost: jax.Array | None
 ) -> jax.Array:
     """−ε·log Σ_i exp((potential_i − C_ij)/ε + log_mass_i) for every j; finite if any mass is."""
@@ -215,7 +230,7 @@ def _iterate(log_p, log_q, epsilon, cost, max_iterations, tolerance):
 
     def error_of(f, g):
         # After the g-update the second marginal is exact; the first is p·exp((f − f_next)/ε).
-        ratio = jnp.expm1((f - _soft_transform(g, log_q, epsilon, transposed)) / epsilon)
+        ratio = jnp.expm1((f - soft_transform(g, log_q, epsilon, transposed)) / epsilon)
         return jnp.sum(jnp.where(p > 0, p * jnp.abs(ratio), 0), -1)
 
     def unfinished(state):
@@ -224,8 +239,8 @@ def _iterate(log_p, log_q, epsilon, cost, max_iterations, tolerance):
 
     def step(state):
         _, g, _, count = state
-        f = _soft_transform(g, log_q, epsilon, transposed)
-        g = _soft_transform(f, log_p, epsilon, cost)
+        f = soft_transform(g, log_q, epsilon, transposed)
+        g = soft_transform(f, log_p, epsilon, cost)
         return f, g, error_of(f, g), count + 1
 
     zeros = jnp.zeros_like(log_p)
@@ -233,9 +248,9 @@ def _iterate(log_p, log_q, epsilon, cost, max_iterations, tolerance):
     return jax.lax.while_loop(unfinished, step, start)
 
 
-def _plan_mass(f, g, log_p, log_q, epsilon, cost):
+def plan_mass(f, g, log_p, log_q, epsilon, cost):
     """Σ_ij exp((f_i + g_j − C_ij)/ε)·p_i·q_j."""
-    column = -_soft_transform(f, log_p, epsilon, cost) / epsilon
+    column = -soft_transform(f, log_p, epsilon, cost) / epsilon
     exponent = g / epsilon + column + log_q
     return jnp.exp(jax.nn.logsumexp(exponent, axis=-1))
 

@@ -15,6 +15,7 @@ from divax.divergences.hellinger import SquaredHellinger
 from divax.divergences.jeffreys import Jeffreys
 from divax.divergences.jensen_shannon import InterpolatedJS, JensenShannon
 from divax.divergences.kl import ForwardKL, ReverseKL
+from divax.divergences.ordered import Cramer, Wasserstein1
 from divax.divergences.sinkhorn import Sinkhorn
 from divax.divergences.skew_kl import SkewForwardKL, SkewReverseKL
 from divax.divergences.total_variation import TotalVariation
@@ -38,6 +39,8 @@ _MEMBERS: dict[str, type[AbstractDivergence]] = {
         SkewReverseKL,
         AdaptiveKL,
         Sinkhorn,
+        Wasserstein1,
+        Cramer,
     )
 }
 _WRAPPERS = {"dual": lambda div: div.dual(), "normalized": lambda div: div.normalized()}
