@@ -26,21 +26,34 @@ from divax.divergences.algebra import FMixture as FMixture
 from divax.divergences.algebra import Mixture as Mixture
 from divax.divergences.algebra import mixture as mixture
 from divax.divergences.alpha import Alpha as Alpha
+from divax.divergences.alpha_beta import AlphaBeta as AlphaBeta
+from divax.divergences.alpha_beta import Beta as Beta
 from divax.divergences.base import AbstractDivergence as AbstractDivergence
 from divax.divergences.base import InfiniteAt as InfiniteAt
 from divax.divergences.base import divergence as divergence
 from divax.divergences.chi2 import ForwardChi2 as ForwardChi2
 from divax.divergences.chi2 import ReverseChi2 as ReverseChi2
+from divax.divergences.escort import CauchySchwarz as CauchySchwarz
+from divax.divergences.escort import Gamma as Gamma
+from divax.divergences.escort import Hoelder as Hoelder
 from divax.divergences.f_divergence import AbstractFDivergence as AbstractFDivergence
 from divax.divergences.f_divergence import Limits as Limits
+from divax.divergences.generalized_cauchy_schwarz import (
+    generalized_cauchy_schwarz as generalized_cauchy_schwarz,
+)
 from divax.divergences.generator import Generator as Generator
 from divax.divergences.generator import from_generator as from_generator
+from divax.divergences.geometric_js import GeometricJS as GeometricJS
 from divax.divergences.hellinger import SquaredHellinger as SquaredHellinger
 from divax.divergences.jeffreys import Jeffreys as Jeffreys
 from divax.divergences.jensen_shannon import InterpolatedJS as InterpolatedJS
 from divax.divergences.jensen_shannon import JensenShannon as JensenShannon
 from divax.divergences.kl import ForwardKL as ForwardKL
 from divax.divergences.kl import ReverseKL as ReverseKL
+from divax.divergences.log_variance import LogVariance as LogVariance
+from divax.divergences.renyi import Bhattacharyya as Bhattacharyya
+from divax.divergences.renyi import Renyi as Renyi
+from divax.divergences.row_wise import AbstractRowDivergence as AbstractRowDivergence
 from divax.divergences.rows import Pair as Pair
 from divax.divergences.rows import log_softmax as log_softmax
 from divax.divergences.sinkhorn import Sinkhorn as Sinkhorn
