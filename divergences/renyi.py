@@ -28,7 +28,9 @@ class Affinity(NamedTuple):
 
 
 def affinity(rows: Rows, order: Scalar, rest: Scalar) -> Affinity:
-    """Z for 0 ≤ a < ∞ and `rest` = 1 − a (given apart, as a difference would lose its digits), to full relative accuracy of log Z both near p = q and where Z leaves the floating-point range.
+    """Z for 0 ≤ a < ∞ and `rest` = 1 − a (given apart: a difference would lose its digits).
+
+    To full relative accuracy of log Z both near p = q and where Z leaves the floating-point range.
 
     With F_a the generator of Amari's α-divergence and P₀, Q₀ the masses that the other side rules out,
     Z − 1 = a(a − 1)·Σ q·F_a − (1 − a)·Q₀ − a·P₀, whose terms are of one sign for a ≤ 1. It is used for |Z − 1| < ½; beyond,
@@ -49,11 +51,10 @@ def affinity(rows: Rows, order: Scalar, rest: Scalar) -> Affinity:
     )
 
 
-def renyi_value(rows: Rows, order: Scalar) -> jax.Array:
+def renyi_value(rows: Rows, order: Scalar, rest: Scalar) -> jax.Array:
     """Log Z/(a − 1), and +inf for a ≥ 1 where the model rules out an atom of the target."""
-    return jnp.where(
-        rows.has_p_only & (order >= 1), jnp.inf, jnp.abs(affinity(rows, order).divergence)
-    )
+    value = jnp.maximum(affinity(rows, order, rest).divergence, 0)
+    return jnp.where(rows.has_p_only & (rest <= 0), jnp.inf, value)
 
 
 def renyi_slopes(rows: Rows, order: Scalar, rest: Scalar) -> tuple[jax.Array, jax.Array]:
