@@ -25,7 +25,10 @@ def second_difference(first: jax.Array, second: jax.Array) -> jax.Array:
     """
     low = jnp.minimum(0, jnp.minimum(first, second))
     high = jnp.maximum(0, jnp.maximum(first, second))
-    middle = jnp.maximum(jnp.minimum(first, second), jnp.minimum(0, jnp.maximum(first, second)))
+    median = jnp.maximum(jnp.minimum(first, second), jnp.minimum(0, jnp.maximum(first, second)))
+    # Where nodes coincide, min and max share a derivative among them; the median's share is what is left of one.
+    rest = first + second - low - high
+    middle = jax.lax.stop_gradient(median) + (rest - jax.lax.stop_gradient(rest))
     a, b = middle - low, high - low
     small = b < 1
     a_near, b_near = jnp.where(small, a, 0), jnp.where(small, b, 0)

@@ -65,14 +65,14 @@ def _parts(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Arra
     total = log_sum(powered)
     log_e = powered - jnp.where(total > -jnp.inf, total, 0)
     common = jnp.all(log_e > -jnp.inf, 0)
-    mean = jnp.mean(jnp.where(common, log_e, 0), 0)
+    mean = jnp.mean(jnp.where(common[None], log_e, 0), 0)
     log_g = jnp.where(common, mean, -jnp.inf)
     return log_e, log_g, _log_affinity(log_e, log_g, common), common
 
 
 def _log_affinity(log_e: jax.Array, log_g: jax.Array, common: jax.Array) -> jax.Array:
     """Log Σ g, with 1 − Σ g = Σ (arithmetic − geometric mean of the e_k) near 1: each term is a sum of e^δ − 1 − δ ≥ 0."""
-    gap = jnp.where(common, log_e - jnp.where(common, log_g, 0), 0)
+    gap = jnp.where(common[None], log_e - jnp.where(common, log_g, 0)[None], 0)
     inside = jnp.where(common, jnp.exp(log_g) * jnp.mean(expm1_excess(gap), 0), 0)
     outside = jnp.where(common, 0, jnp.mean(jnp.exp(log_e), 0))
     deficit = jnp.sum(inside + outside, -1, keepdims=True)
@@ -93,11 +93,13 @@ def _divergence_jvp(primals, tangents):
     log_e, log_g, log_z, common = _parts(logits)
     log_z = jnp.where(log_z > -jnp.inf, log_z, 0)
     log_r = log_g - log_z
-    ratio = jnp.where(common, log_e - jnp.where(common, log_r, 0), 0)
+    ratio = jnp.where(common[None], log_e - jnp.where(common, log_r, 0)[None], 0)
     e = jnp.exp(log_e)
-    slope = jnp.where(common, difference(e, jnp.broadcast_to(jnp.exp(log_r), e.shape), ratio), e)
+    slope = jnp.where(
+        common[None], difference(e, jnp.broadcast_to(jnp.exp(log_r)[None], e.shape), ratio), e
+    )
     any_common = jnp.any(common, -1, keepdims=True)
     empty = jnp.any(jnp.all(log_e == -jnp.inf, -1, keepdims=True), 0)
-    slope = jnp.where(any_common & ~empty, slope, 0)
+    slope = jnp.where((any_common & ~empty)[None], slope, 0)
     # A slope of zero at an impossible token meets a tangent that is nobody's: −inf logits do not move.
     return _divergence(logits), jnp.sum(jnp.where(slope == 0, 0, slope * dot), (0, -1))

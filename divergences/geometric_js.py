@@ -50,14 +50,13 @@ class GeometricJS(AbstractRowDivergence):
         w = self.target_weight
         jeffreys = jnp.sum(Jeffreys().summand(rows.common), -1)
         log_z = affinity(rows, w, 1 - w).log_z
-        value = w * (1 - w) * jeffreys + jnp.where(jnp.isfinite(log_z), log_z, 0)
+        value = w * (1 - w) * jeffreys + log_z
         return jnp.where(rows.has_p_only | rows.has_q_only, jnp.inf, jnp.maximum(value, 0))
 
     def slopes(self, rows: Rows) -> tuple[jax.Array, jax.Array]:
         """w(1 − w)·∂J + w(r − p) and w(1 − w)·∂J + (1 − w)(r − q), r = g."""
         pair, w = rows.common, self.target_weight
         log_z = affinity(rows, w, 1 - w).log_z[..., None]
-        log_z = jnp.where(jnp.isfinite(log_z), log_z, 0)
         r = jnp.exp(pair.log_power(w) - log_z)
         from_p = difference(r, pair.p, (w - 1) * pair.log_u - log_z)
         from_q = difference(r, pair.q, w * pair.log_u - log_z)

@@ -20,9 +20,8 @@ from divax.divergences.rows import Pair
 class Log1pAbs(AbstractFDivergence):
     """TFP's `log1p_abs`, Σ q·max(p/q, q/p) − 1, with the generator f(u) = u^{sign(u − 1)} − 1 = e^{|log u|} − 1.
 
-    f(u) = f(1/u), so it is symmetric in the log-ratio, but the divergence is *not* symmetric in its arguments (u·f(1/u) is not
-    f). A kink at u = 1 and no curvature: it behaves as twice the total variation near equality. Where the model has too
-    much mass it grows like the reverse χ², q²/p.
+    f(u) = f(1/u), but the divergence is *not* symmetric in its arguments, for u·f(1/u) is not f. A kink at u = 1 and no
+    curvature: it behaves as total variation there. Where the model has too much mass it grows like the reverse χ², q²/p.
 
     Called with logits `[..., V]`, returns `[...]`, float32. Masking as in `AbstractDivergence.__call__`; +inf where the
     target rules out a model token. Limits: f(0) = ∞, f′(∞) = 1. The derivative at the kink is 0.

@@ -19,49 +19,54 @@ class Affinity(NamedTuple):
     """The affinity Z = Σ p^a·q^{1−a} of two rows over their common support, and the Rényi divergence it makes.
 
     Attributes:
-        log_z: log Z, `[...]`, −inf for disjoint supports.
+        log_z: log Z, `[...]`, 0 for disjoint supports.
         divergence: log Z/(a − 1), continuous at a = 1, where it is KL(p‖q); `[...]`, without the infinite part.
+        disjoint: whether no atom is possible under both, so that Z = 0.
     """
 
     log_z: jax.Array
     divergence: jax.Array
+    disjoint: jax.Array
 
 
 def affinity(rows: Rows, order: Scalar, rest: Scalar) -> Affinity:
     """Z for 0 ≤ a < ∞ and `rest` = 1 − a (given apart: a difference would lose its digits).
 
-    To full relative accuracy of log Z both near p = q and where Z leaves the floating-point range.
-
     With F_a the generator of Amari's α-divergence and P₀, Q₀ the masses that the other side rules out,
-    Z − 1 = a(a − 1)·Σ q·F_a − (1 − a)·Q₀ − a·P₀, whose terms are of one sign for a ≤ 1. It is used for |Z − 1| < ½; beyond,
-    log Z is no longer small and the logarithm of the sum has nothing to cancel.
+    Z − 1 = a(a − 1)·Σ q·F_a − (1 − a)·Q₀ − a·P₀, whose terms are of one sign for a ≤ 1 and do not cancel near p = q. It is
+    used for |log Z| < 0.4; beyond, the logarithm of the sum has nothing to cancel, and cannot overflow.
     """
-    only_p, only_q = jnp.sum(rows.p_only, -1), jnp.sum(rows.q_only, -1)
-    summed = order * jnp.sum(Alpha(alpha=order).summand(rows.common), -1)
+    log_z_far = log_sum(rows.common.log_power(order))[..., 0]
+    distributions = jnp.sum(rows.p, -1) > 0
+    near = (jnp.abs(log_z_far) < 0.4) | ~distributions
+    disjoint = ~near & (log_z_far == -jnp.inf)
+    # Far rows may overflow in the sum that only near rows use.
+    pair = jax.tree.map(lambda x: jnp.where(near[..., None], x, 0), rows.common)
+    only_p, only_q = (jnp.where(near, jnp.sum(x, -1), 0) for x in (rows.p_only, rows.q_only))
+    summed = order * jnp.sum(Alpha(alpha=order).summand(pair), -1)
     x = -rest * (summed + only_q) - order * only_p
     one = jnp.asarray(rest == 0)
     rate = jnp.where(one, 1, -rest)
     per_rate = summed + only_q - jnp.where(one, 0, order / rate) * only_p
-    near = jnp.abs(x) < 0.5
-    x, per_rate = jnp.where(near, x, 0), jnp.where(near, per_rate, 0)
-    log_z_far = log_sum(rows.common.log_power(order))[..., 0]
+    log_z_far = jnp.where(near | disjoint, 0, log_z_far)
     return Affinity(
         log_z=jnp.where(near, jnp.log1p(x), log_z_far),
         divergence=jnp.where(near, per_rate * log1prel(x), log_z_far / rate),
+        disjoint=disjoint,
     )
 
 
 def renyi_value(rows: Rows, order: Scalar, rest: Scalar) -> jax.Array:
-    """Log Z/(a − 1), and +inf for a ≥ 1 where the model rules out an atom of the target."""
-    value = jnp.maximum(affinity(rows, order, rest).divergence, 0)
-    return jnp.where(rows.has_p_only & (rest <= 0), jnp.inf, value)
+    """Log Z/(a − 1), +inf for disjoint supports and, for a ≥ 1, where the model rules out an atom of the target."""
+    of = affinity(rows, order, rest)
+    infinite = of.disjoint | rows.has_p_only & (rest <= 0)
+    return jnp.where(infinite, jnp.inf, jnp.maximum(of.divergence, 0))
 
 
 def renyi_slopes(rows: Rows, order: Scalar, rest: Scalar) -> tuple[jax.Array, jax.Array]:
     """a(r − p)/(a − 1) and q − r with r = p^a·q^{1−a}/Z: both sum to zero, and the second is bounded by 1."""
     pair, of = rows.common, affinity(rows, order, rest)
-    log_z = jnp.where(jnp.isfinite(of.log_z), of.log_z, 0)[..., None]
-    value = jnp.where(jnp.isfinite(of.divergence), of.divergence, 0)[..., None]
+    log_z, value = of.log_z[..., None], of.divergence[..., None]
     log_r = pair.log_power(order) - log_z
     one = jnp.asarray(rest == 0)
     beyond = jnp.where(one, 0, order / jnp.where(one, 1, rest)) * rows.p_only
