@@ -59,7 +59,7 @@ class Log1pAbs(AbstractFDivergence):
 
     def weight(self, s: ArrayLike) -> jax.Array:
         """2e^s for s > 0, 0 for s < 0 (almost everywhere: the kink at 0 has no density)."""
-        s = jnp.asarray(s, dtype=jnp.result_type(s, jnp.float32))
+        s = jnp.asarray(s)
         return jnp.where(s > 0, 2 * jnp.exp(jnp.maximum(s, 0)), 0)
 
     def log_df_inverse(self, y: ArrayLike) -> jax.Array:

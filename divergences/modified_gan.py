@@ -67,7 +67,7 @@ class ModifiedGAN(AbstractFDivergence):
         inside = y < 0.5
         rest = 1 - 2 * jnp.where(inside, y, 0)
         root = jnp.sqrt(1 + 8 / rest)
-        near = jnp.log1p(jnp.where(y > -1, 8 * (1 - rest) / (rest * (root + 3)), 0))
+        near = jnp.log1p(jnp.where(y > -1, 4 * (1 - rest) / (rest * (root + 3)), 0))
         far = jnp.log(4 / rest) - jnp.log1p(root)
         return jnp.where(inside, jnp.where(y > -1, near, far), jnp.inf)
 

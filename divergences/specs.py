@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from divax.divergences.adaptive_alpha import AdaptiveAlpha
@@ -40,7 +40,7 @@ from divax.divergences.tempered import Tempered
 from divax.divergences.total_variation import TotalVariation
 from divax.divergences.triangular import Triangular
 
-_MEMBERS: dict[str, Callable[..., AbstractDivergence]] = {
+_MEMBERS: Mapping[str, Callable[..., AbstractDivergence]] = {
     member.spec_name: member
     for member in (
         ForwardKL,

@@ -287,7 +287,7 @@ def test_renyi_gradients_stay_bounded_where_chi2_explodes():
         (lambda: dv.Hoelder(exponent=1.0), "exponent=1.0 is outside"),
         (lambda: dv.Beta(beta=-0.5), "beta=-0.5 is outside"),
         (lambda: dv.GeometricJS(target_weight=0), "target_weight=0 is outside"),
-        (lambda: dv.LogVariance(reference="modal"), "did you mean 'model'"),
+        (lambda: dv.get("log_variance('modal')"), "did you mean 'model'"),
         (lambda: dv.Renyi(order=0.0).normalized(), "has no curvature"),
     ],
 )

@@ -31,12 +31,12 @@ def renyi(p, q, order):
     if a == 1:
         return _sum(lambda x, y: x * mp.log(x / y) if x > 0 else mp.mpf(0), p, q)
     z = _affinity(p, q, a)
-    return mp.log(z) / (a - 1) if z > 0 else INF
+    return INF if z == 0 else mp.log(z) / (a - 1)
 
 
 def bhattacharyya(p, q):
     z = _sum(lambda x, y: mp.sqrt(x * y), p, q)
-    return -mp.log(z) if z > 0 else INF
+    return INF if z == 0 else -mp.log(z)
 
 
 def gamma(p, q, gamma):
@@ -132,7 +132,7 @@ def generalized_cauchy_schwarz(rows):
     k = len(rows)
     cross = mp.fsum(mp.fprod(column) for column in zip(*rows, strict=True))
     norms = mp.fprod(mp.fsum(x**k for x in row) ** (mp.mpf(1) / k) for row in rows)
-    return -mp.log(cross / norms) if cross > 0 else INF
+    return INF if cross == 0 else -mp.log(cross / norms)
 
 
 def value(member, target, model, digits=60, **parameters):
@@ -151,7 +151,7 @@ def gradient(member, target, model, side, digits=60, **parameters):
         def moved(j, sign):
             shifted = [list(row) for row in rows]
             shifted[side][j] += sign * h
-            return value(member, *shifted, digits, **parameters)
+            return value(member, shifted[0], shifted[1], digits, **parameters)
 
         return [
             mp.mpf(0) if isinstance(x, float) else (moved(j, 1) - moved(j, -1)) / (2 * h)

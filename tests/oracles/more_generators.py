@@ -1,5 +1,7 @@
 """Generators of the later f-divergences as the literature prints them, in arbitrary precision; each with f′(∞)."""
 
+from typing import Any
+
 import mpmath as mp
 from oracles.categorical import softmax
 
@@ -74,7 +76,7 @@ def generator(name, **parameters):
     return lambda u: globals()[name](u, **parameters)
 
 
-def value(name, target, model, digits=60, **parameters):
+def value(name, target, model, digits: Any = 60, **parameters: Any):
     """Σ_{q>0} q·f(p/q) + f′(∞)·p(q = 0)."""
     with mp.workdps(digits):
         total, slope = mp.mpf(0), SLOPES[name](**parameters)
@@ -95,7 +97,7 @@ def gradient(name, target, model, side, digits=50, **parameters):
         def moved(j, sign):
             shifted = [list(row) for row in rows]
             shifted[side][j] += sign * h
-            return value(name, *shifted, digits, **parameters)
+            return value(name, shifted[0], shifted[1], digits, **parameters)
 
         return [
             mp.mpf(0) if isinstance(x, float) else (moved(j, 1) - moved(j, -1)) / (2 * h)
