@@ -41,7 +41,7 @@ def divergence(cls: _Class) -> _Class:
 def _register_pytree(cls: type) -> None:
     """Registers a dataclass as a pytree whose structure knows its class.
 
-    `jax.tree_util.register_dataclass` would be shorter, but in JAX 0.10 to 0.12 the structures that it makes are equal for two
+    `jax.tree_util.register_dataclass` would be shorter, but in JAX 0.10 to 0.12 its structures are equal for two
     classes with fields of the same names, and `jit` then now and then takes one divergence for another.
     """
     fields = dataclasses.fields(cls)
