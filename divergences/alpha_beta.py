@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from divax.divergences.base import AbstractDivergence, InfiniteAt, check_range, divergence
 from divax.divergences.numerics import Scalar, capped, choose, exprel, scaled_expm1
-from divax.divergences.row_wise import AbstractRowDivergence
+from divax.divergences.row_wise import AbstractRowDivergence, scaled
 from divax.divergences.rows import Pair, Rows
 
 # h_k ≤ k + 1 for nodes in [0, 1], so the first term left out is at most 20/21! = 4e-19 of the leading ½.
@@ -49,10 +49,11 @@ def _summand(alpha: Scalar, beta: Scalar, pair: Pair) -> jax.Array:
     high = jnp.maximum(0, jnp.maximum(alpha * x, total * x))
     log_p, log_q = _finite(pair.log_p), _finite(pair.log_q)
     largest = jnp.where(x > 0, total * log_p + (high - total * x), total * log_q + high)
-    # At x = 0, where the summand is 0, a negative λ may have sent the power to infinity.
-    moved = x != 0
-    power = jnp.exp(jnp.where(moved, largest, 0))
-    return jnp.where(moved, power * x * x * second_difference(alpha * x, total * x), 0)
+    # At x = 0, where the summand is 0, a negative λ may have sent the power to infinity; elsewhere it may overflow.
+    moved, over = x != 0, largest > (709.0 if x.dtype == jnp.float64 else 88.0)
+    power = jnp.exp(jnp.where(moved & ~over, largest, 0))
+    value = power * x * x * second_difference(alpha * x, total * x)
+    return jnp.where(moved, jnp.where(over, jnp.inf, value), 0)
 
 
 def alpha_beta_value(alpha: Scalar, beta: Scalar, rows: Rows) -> jax.Array:
@@ -182,7 +183,7 @@ class Beta(AbstractRowDivergence):
 
     def value(self, rows: Rows) -> jax.Array:
         """(1 + β)·AB(1, β)."""
-        return (1 + self.beta) * alpha_beta_value(1.0, self.beta, rows)
+        return scaled(1 + self.beta, alpha_beta_value(1.0, self.beta, rows))
 
     def slopes(self, rows: Rows) -> tuple[jax.Array, jax.Array]:
         """(1 + β)(p^{1+β} − p·q^β)/β and (1 + β)(q^{1+β} − p·q^β)."""

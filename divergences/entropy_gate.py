@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from divax.divergences.base import AbstractDivergence, InfiniteAt, check_range, divergence
 from divax.divergences.kl import ForwardKL, ReverseKL
 from divax.divergences.numerics import Scalar
+from divax.divergences.row_wise import scaled
 from divax.divergences.rows import log_softmax
 
 
@@ -59,7 +60,7 @@ class EntropyGatedKL(AbstractDivergence):
         """Both KLs, weighted by the gate."""
         gap = jax.lax.stop_gradient(entropy(target) - entropy(model))
         forward, reverse = ForwardKL().rows(target, model), ReverseKL().rows(target, model)
-        return _times(jnp.where(gap > 0, self.emphasis, 1), forward) + _times(
+        return scaled(jnp.where(gap > 0, self.emphasis, 1), forward) + scaled(
             jnp.where(gap < 0, self.emphasis, 1), reverse
         )
 
@@ -75,8 +76,3 @@ class EntropyGatedKL(AbstractDivergence):
     def normalized(self) -> AbstractDivergence:
         """Divided by 1 + ν, the sum of both weights."""
         return (1 / (1 + self.emphasis)) * self
-
-
-def _times(weight: jax.Array, value: jax.Array) -> jax.Array:
-    finite = jnp.isfinite(value)
-    return jnp.where(finite, weight * jnp.where(finite, value, 0), value)

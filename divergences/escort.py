@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from divax.divergences.base import AbstractDivergence, InfiniteAt, check_range, divergence
 from divax.divergences.numerics import Scalar
 from divax.divergences.renyi import renyi_slopes, renyi_value
-from divax.divergences.row_wise import AbstractRowDivergence, log_sum
+from divax.divergences.row_wise import AbstractRowDivergence, log_sum, scaled
 from divax.divergences.rows import Pair, Rows
 
 
@@ -56,7 +56,7 @@ def _powered(log_mass: jax.Array, only: jax.Array, power: Scalar) -> tuple[jax.A
 
 
 def _value(rows: Rows, power: Scalar, order: Scalar, rest: Scalar, factor: Scalar) -> jax.Array:
-    return factor * renyi_value(escort(rows, power), order, rest)
+    return scaled(factor, renyi_value(escort(rows, power), order, rest))
 
 
 def _slopes(

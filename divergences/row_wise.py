@@ -12,7 +12,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from divax.divergences.base import AbstractDivergence
 from divax.divergences.f_divergence import _bounded, _centred, _instantiate, _is_zero
-from divax.divergences.numerics import is_traced
+from divax.divergences.numerics import Scalar, is_traced
 from divax.divergences.rows import Rows, split_rows
 
 
@@ -96,3 +96,9 @@ def log_sum(exponents: jax.Array) -> jax.Array:
     centred = jnp.where(possible, exponents, shift) - shift
     total = jnp.sum(jnp.where(possible, jnp.exp(centred), 0), -1, keepdims=True)
     return jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1)) + shift, -jnp.inf)
+
+
+def scaled(factor: Scalar, value: jax.Array) -> jax.Array:
+    """factor·value, +inf as it is: the derivative by the factor of an infinite value must not become 0·∞."""
+    finite = jnp.isfinite(value)
+    return jnp.where(finite, factor * jnp.where(finite, value, 0), value)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from divax.divergences.base import AbstractDivergence, InfiniteAt, divergence
 from divax.divergences.numerics import Scalar, is_traced
+from divax.divergences.row_wise import scaled
 
 
 @divergence
@@ -48,9 +49,7 @@ class Tempered(AbstractDivergence):
             _divided(target, self.temperature), _divided(model, self.temperature)
         )
         factor = jnp.asarray(self.temperature, softened.dtype) ** self.power
-        # An infinite value times a factor to be differentiated would be NaN.
-        finite = jnp.isfinite(softened)
-        return jnp.where(finite, factor * jnp.where(finite, softened, 0), softened)
+        return scaled(factor, softened)
 
     @property
     def infinite_at(self) -> InfiniteAt:

@@ -20,27 +20,30 @@ def oracle(rows):
         )
 
 
+VALUE = jax.jit(lambda rows: dv.generalized_cauchy_schwarz(*rows))
+GRADIENT = jax.jit(jax.grad(lambda rows: jnp.sum(dv.generalized_cauchy_schwarz(*rows))))
+
+
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("count", [2, 3, 5])
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 6.0])
-def test_values_and_gradients(count, scale):
+@pytest.mark.parametrize("count", [2, 4])
+def test_values_and_gradients(count):
     rng = np.random.default_rng(count)
-    rows = rng.normal(0, 1, 6) + scale * rng.normal(size=(count, 6))
-    value, gradient = jax.value_and_grad(lambda x: dv.generalized_cauchy_schwarz(*x))(rows)
-    assert float(value) == pytest.approx(oracle(rows), rel=1e-10)
-    want = jax.nn.softmax(count * rows) - jax.nn.softmax(rows.sum(0))
+    scale = np.array([1e-3, 1.0, 6.0])[:, None]
+    rows = rng.normal(0, 1, (3, 6)) + scale * rng.normal(size=(count, 3, 6))
+    value, gradient = VALUE(rows), GRADIENT(rows)
+    np.testing.assert_allclose(value, [oracle(rows[:, i]) for i in range(3)], rtol=1e-10)
+    want = jax.nn.softmax(count * rows) - jax.nn.softmax(rows.sum(0))[None]
     np.testing.assert_allclose(gradient, want, rtol=1e-8, atol=1e-14)
     direction = rng.normal(size=rows.shape)
-    grad = jax.grad(lambda x: dv.generalized_cauchy_schwarz(*x))
-    hvp = jax.jvp(grad, (jnp.asarray(rows),), (jnp.asarray(direction),))[1]
-    difference = (grad(rows + 1e-6 * direction) - grad(rows - 1e-6 * direction)) / 2e-6
+    hvp = jax.jit(lambda x, d: jax.jvp(GRADIENT, (x,), (d,))[1])(rows, direction)
+    difference = (GRADIENT(rows + 1e-6 * direction) - GRADIENT(rows - 1e-6 * direction)) / 2e-6
     np.testing.assert_allclose(hvp, difference, rtol=1e-5, atol=1e-8)
 
 
 def test_two_distributions_are_the_pairwise_member():
     t, s = np.random.default_rng(0).normal(0, 2, (2, 8, 7)).astype(np.float32)
     np.testing.assert_allclose(
-        dv.generalized_cauchy_schwarz(t, s), dv.CauchySchwarz()(t, s), rtol=3e-6
+        VALUE(np.stack([t, s])), jax.jit(dv.CauchySchwarz())(t, s), rtol=3e-6
     )
 
 
@@ -53,8 +56,7 @@ def test_impossible_tokens_and_extremes():
         ],
         np.float32,
     )
-    value = dv.generalized_cauchy_schwarz(*rows)
-    gradients = jax.grad(lambda x: jnp.sum(dv.generalized_cauchy_schwarz(*x)))(jnp.asarray(rows))
+    value, gradients = VALUE(rows), GRADIENT(rows)
     assert value[0] == pytest.approx(oracle(rows[:, 0]), rel=2e-6)
     assert value[1] == 0
     assert value[2] == 0

@@ -8,6 +8,18 @@ from oracles.categorical import softmax
 
 INF = mp.inf
 
+# The golden rows of members that oracles.categorical has no generator for: specification to (oracle, its parameters).
+LATER: dict[str, tuple[str, dict]] = {
+    "renyi(0.5)": ("renyi", {"order": 0.5}),
+    "renyi(2.0)": ("renyi", {"order": 2.0}),
+    "bhattacharyya": ("bhattacharyya", {}),
+    "gamma(0.5)": ("gamma", {"gamma": 0.5}),
+    "beta(0.5)": ("beta", {"beta": 0.5}),
+    "cauchy_schwarz": ("cauchy_schwarz", {}),
+    "arithmetic_geometric": ("arithmetic_geometric", {}),
+    "skew_chi2(0.5)": ("skew_chi2", {"skew": 0.5}),
+}
+
 
 def _sum(function, p, q):
     return mp.fsum(function(a, b) for a, b in zip(p, q, strict=True))
