@@ -16,7 +16,8 @@ Algebra: `+`, scalar `*` and `.dual()` make a `Mixture`, an `FMixture`, a `Dual`
 
 Optimum of reward − β·D: `regularized_argmax` (a `RegularizedOptimum`), and `dro_weights`, the same for losses.
 
-From samples: `estimate`, value form × gradient form, and `rao_blackwellized_kl` of sequences.
+From samples: `estimate`, value form × gradient form, and `rao_blackwellized_kl` of sequences; lower bounds
+from a critic, `f_gan_bound`, `donsker_varadhan_bound`, `renyi_bound`, `chi2_bound`.
 
 Proof: `check_divergence` tries any divergence, yours too, on every law in `LAWS` (each a `Law`), `check_law` on one; what
 holds gives a `Verdict`, what does not raises `BrokenLaw`, naming the law and the inputs that broke it.
@@ -36,6 +37,10 @@ from divax.divergences.alpha import Alpha as Alpha
 from divax.divergences.base import AbstractDivergence as AbstractDivergence
 from divax.divergences.base import InfiniteAt as InfiniteAt
 from divax.divergences.base import divergence as divergence
+from divax.divergences.bounds import chi2_bound as chi2_bound
+from divax.divergences.bounds import donsker_varadhan_bound as donsker_varadhan_bound
+from divax.divergences.bounds import f_gan_bound as f_gan_bound
+from divax.divergences.bounds import renyi_bound as renyi_bound
 from divax.divergences.checks import LAWS as LAWS
 from divax.divergences.checks import Verdict as Verdict
 from divax.divergences.checks import check_divergence as check_divergence
