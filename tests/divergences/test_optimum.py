@@ -85,7 +85,7 @@ def test_reverse_chi2_is_a_weighted_sparsemax(beta):
     """β/2·Σ(q − p)²/p has the optimum p·max(0, 1 + (r − λ)/β), with λ from the sorted active set."""
     rewards, logits = problem(12, seed=3)
     p = np.exp(logits - np.logaddexp.reduce(logits))
-    order = np.argsort(-rewards)
+    order, multiplier = np.argsort(-rewards), np.nan
     for size in range(len(p), 0, -1):
         chosen = order[:size]
         mass = p[chosen].sum()
