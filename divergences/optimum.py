@@ -185,6 +185,7 @@ def _score_and_log_ratio(div: AbstractFDivergence, at: jax.Array, drop: jax.Arra
     return jnp.max(best, -1), log_ratio
 
 
+@jax.jit
 def _solve(div, rewards, log_ref, beta) -> tuple[jax.Array, jax.Array]:
     """log(policy/reference) `[..., V]`, −inf where the policy has nothing, and λ `[...]`, both to the dtype's accuracy."""
     possible = log_ref > -jnp.inf

@@ -176,9 +176,9 @@ class Sinkhorn(AbstractDivergence):
     @property
     def known_exceptions(self) -> dict[str, str]:
         """Laws that hold only as far as the iterations go, or only for a cost that treats all tokens alike."""
-        solved = "solved to a tolerance"
-        found = dict.fromkeys(("flat_at_equality", "precise_near_equality"), solved)
-        found |= dict.fromkeys(("model_gradient", "target_gradient", "parameter_gradient"), solved)
+        to_tolerance = ("flat_at_equality", "precise_near_equality", "model_gradient")
+        to_tolerance += ("target_gradient", "parameter_gradient")
+        found: dict[str, str] = {law: "solved to a tolerance" for law in to_tolerance}
         found["second_order"] = "Danskin's theorem gives first derivatives only"
         if self.cost is not None:
             found["permutation_equivariant"] = "the cost tells tokens apart"

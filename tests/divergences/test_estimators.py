@@ -1,5 +1,7 @@
 """Estimators by exact enumeration: over a small support the mean over samples is a sum, so bias is visible to 1e-12."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import mpmath as mp
@@ -78,7 +80,11 @@ def test_a_baseline_changes_no_expected_gradient(samples):
 def test_k1_k2_k3_are_what_their_names_say():
     p, q = jax.nn.log_softmax(jnp.asarray(T)), jax.nn.log_softmax(jnp.asarray(S))
     log_r = np.asarray(p - q)
-    formulas = {"k1": -log_r, "k2": 0.5 * log_r**2, "k3": np.exp(log_r) - 1 - log_r}
+    formulas: dict[Any, np.ndarray] = {
+        "k1": -log_r,
+        "k2": 0.5 * log_r**2,
+        "k3": np.exp(log_r) - 1 - log_r,
+    }
     for name, want in formulas.items():
         got = dv.estimate(
             dv.ReverseKL(),
@@ -207,7 +213,7 @@ def test_rao_blackwellized_kl_is_exact_over_all_sequences(masked):
             np.testing.assert_allclose(have[1], expected[1], atol=1e-12)
 
 
-RIGHT = {"samples": "model", "value": "standard", "gradient": "score"}
+RIGHT: dict[str, Any] = {"samples": "model", "value": "standard", "gradient": "score"}
 
 
 @pytest.mark.parametrize(
@@ -239,7 +245,7 @@ def test_wrong_combinations_say_why(spec, change, message):
 def test_other_wrong_input_is_explained():
     with pytest.raises(TypeError, match=r"adaptive_kl.* is not an f-divergence"):
         dv.estimate(dv.AdaptiveKL(), target_logps=T, model_logps=S, **RIGHT)
-    given = {**RIGHT, "value": "control_variate"}
+    given: dict[str, Any] = {**RIGHT, "value": "control_variate"}
     with pytest.raises(ValueError, match="at least 3 are needed"):
         dv.estimate(dv.ReverseKL(), target_logps=T[:2], model_logps=S[:2], **given)
     given = {"target_logits": T, "model_logits": S, "tokens": np.zeros((), int)}

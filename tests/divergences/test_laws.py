@@ -169,7 +169,7 @@ class RoundsHalves(dv.ForwardKL):
 
 @dv.divergence
 class SelfDual(dv.ForwardKL):
-    def dual(self):
+    def dual(self):  # type: ignore[override]
         return self
 
 
