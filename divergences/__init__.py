@@ -5,10 +5,14 @@ A divergence is a frozen value object, called as `div(target, model)` on logits 
 
 Members, by what they compute (`get` and `names` reach them by their snake-case names):
 
-- f-divergences: `ForwardKL`, `ReverseKL`, `Jeffreys`, `JensenShannon`, `InterpolatedJS`, `Alpha`, `ForwardChi2`,
-  `ReverseChi2`, `SquaredHellinger`, `TotalVariation`, `Triangular`, `SkewForwardKL`, `SkewReverseKL`; your own from a
-  generator with `from_generator` (a `Generator`).
-- adaptive: `AdaptiveKL` (and `head_mask`, the head it uses).
+- f-divergences: `ForwardKL`, `ReverseKL`, `Jeffreys`, `JensenShannon`, `InterpolatedJS`, `Alpha`, `ClippedAlpha`,
+  `ForwardChi2`, `ReverseChi2`, `SkewChi2`, `SquaredHellinger`, `TotalVariation`, `Triangular`, `SkewForwardKL`,
+  `SkewReverseKL`, `ArithmeticGeometric`, `FrontierIntegral`, `ModifiedGAN`, `Log1pAbs`; your own from a generator with
+  `from_generator` (a `Generator`); by the names of other fields, `chi2_kl`, `cressie_read`, `tsallis`, `t_power`.
+- logarithms of sums of powers, with bounded gradients: `Renyi`, `Bhattacharyya`, `Gamma`, `CauchySchwarz` (of more than two
+  distributions: `generalized_cauchy_schwarz`), `Hoelder`, `LogVariance`, `GeometricJS`.
+- sums of powers: `Beta`, `AlphaBeta`.
+- adaptive: `AdaptiveKL` (and `head_mask`, the head it uses), `AdaptiveAlpha`, `EntropyGatedKL` (and `entropy`).
 - on few tokens: `TopK` and `TopKRenormalized`, in two steps `coarsen`, `coarsen_cached` and `drop_tail` (which return
   `Coarse` rows; a teacher's `TopKCache` comes from `cache_top_k`); from sampled tokens `sampled_divergence`, with
   `sample_tokens` and `sample_distinct_tokens` (a `TokenSample`).
@@ -24,12 +28,22 @@ Members, by what they compute (`get` and `names` reach them by their snake-case 
 - frontiers: `divergence_frontier` (a `Frontier`), its `frontier_area`, `mauve`, and `smoothed_log_counts` for histograms.
 
 Algebra: `+`, scalar `*` and `.dual()` make a `Mixture`, an `FMixture`, a `Dual` or an `FDual`; `mixture` does so by hand;
-`.normalized()` divides by the curvature.
+`symmetrized` and `skewed` (a `Skewed` or an `FSkewed`) wrap any member, `Tempered` softens both rows; `.normalized()`
+divides by the curvature. `generator_weight` is h(r) = r²f″(r) for generator distillation.
 
-What a new member states: `AbstractDivergence` (`InfiniteAt`) or `AbstractFDivergence` (`Limits`, on a `Pair`), with the
-decorator `divergence`; `log_softmax` is the normalisation that survives impossible tokens.
+Optimum of reward − β·D: `regularized_argmax` (a `RegularizedOptimum`), and `dro_weights`, the same for losses.
+
+From samples: `estimate`, value form × gradient form, and `rao_blackwellized_kl` of sequences.
+
+Proof: `check_divergence` tries any divergence, yours too, on every law in `LAWS` (each a `Law`), `check_law` on one; what
+holds gives a `Verdict`, what does not raises `BrokenLaw`, naming the law and the inputs that broke it.
+
+What a new member states: `AbstractDivergence` (`InfiniteAt`), `AbstractRowDivergence` (its value and slopes) or
+`AbstractFDivergence` (`Limits`, on a `Pair`), with the decorator `divergence`; `log_softmax` is the normalisation that
+survives impossible tokens.
 """
 
+from divax.divergences.adaptive_alpha import AdaptiveAlpha as AdaptiveAlpha
 from divax.divergences.adaptive_kl import AdaptiveKL as AdaptiveKL
 from divax.divergences.adaptive_kl import head_mask as head_mask
 from divax.divergences.algebra import Dual as Dual
@@ -38,6 +52,9 @@ from divax.divergences.algebra import FMixture as FMixture
 from divax.divergences.algebra import Mixture as Mixture
 from divax.divergences.algebra import mixture as mixture
 from divax.divergences.alpha import Alpha as Alpha
+from divax.divergences.alpha_beta import AlphaBeta as AlphaBeta
+from divax.divergences.alpha_beta import Beta as Beta
+from divax.divergences.arithmetic_geometric import ArithmeticGeometric as ArithmeticGeometric
 from divax.divergences.base import AbstractDivergence as AbstractDivergence
 from divax.divergences.base import InfiniteAt as InfiniteAt
 from divax.divergences.base import divergence as divergence
@@ -47,11 +64,23 @@ from divax.divergences.cauchy_schwarz_samples import (
     conditional_cauchy_schwarz as conditional_cauchy_schwarz,
 )
 from divax.divergences.cauchy_schwarz_samples import sample_cauchy_schwarz as sample_cauchy_schwarz
+from divax.divergences.checks import LAWS as LAWS
+from divax.divergences.checks import Verdict as Verdict
+from divax.divergences.checks import check_divergence as check_divergence
+from divax.divergences.checks import check_law as check_law
 from divax.divergences.chi2 import ForwardChi2 as ForwardChi2
 from divax.divergences.chi2 import ReverseChi2 as ReverseChi2
+from divax.divergences.clipped_alpha import ClippedAlpha as ClippedAlpha
 from divax.divergences.emo import EMO as EMO
 from divax.divergences.emo import DebiasedEMO as DebiasedEMO
 from divax.divergences.emo import balanced_with_likelihood as balanced_with_likelihood
+from divax.divergences.entropy_gate import EntropyGatedKL as EntropyGatedKL
+from divax.divergences.entropy_gate import entropy as entropy
+from divax.divergences.escort import CauchySchwarz as CauchySchwarz
+from divax.divergences.escort import Gamma as Gamma
+from divax.divergences.escort import Hoelder as Hoelder
+from divax.divergences.estimators import estimate as estimate
+from divax.divergences.estimators import rao_blackwellized_kl as rao_blackwellized_kl
 from divax.divergences.f_divergence import AbstractFDivergence as AbstractFDivergence
 from divax.divergences.f_divergence import Limits as Limits
 from divax.divergences.frontier import Frontier as Frontier
@@ -59,8 +88,14 @@ from divax.divergences.frontier import divergence_frontier as divergence_frontie
 from divax.divergences.frontier import frontier_area as frontier_area
 from divax.divergences.frontier import mauve as mauve
 from divax.divergences.frontier import smoothed_log_counts as smoothed_log_counts
+from divax.divergences.frontier_integral import FrontierIntegral as FrontierIntegral
+from divax.divergences.generalized_cauchy_schwarz import (
+    generalized_cauchy_schwarz as generalized_cauchy_schwarz,
+)
 from divax.divergences.generator import Generator as Generator
 from divax.divergences.generator import from_generator as from_generator
+from divax.divergences.generator_weight import generator_weight as generator_weight
+from divax.divergences.geometric_js import GeometricJS as GeometricJS
 from divax.divergences.hellinger import SquaredHellinger as SquaredHellinger
 from divax.divergences.jeffreys import Jeffreys as Jeffreys
 from divax.divergences.jensen_shannon import InterpolatedJS as InterpolatedJS
@@ -76,13 +111,28 @@ from divax.divergences.kernels import median_bandwidth as median_bandwidth
 from divax.divergences.kernels import multi_bandwidth as multi_bandwidth
 from divax.divergences.kl import ForwardKL as ForwardKL
 from divax.divergences.kl import ReverseKL as ReverseKL
+from divax.divergences.law import BrokenLaw as BrokenLaw
+from divax.divergences.law import Law as Law
+from divax.divergences.log1p_abs import Log1pAbs as Log1pAbs
+from divax.divergences.log_variance import LogVariance as LogVariance
 from divax.divergences.mmd import biased_mmd as biased_mmd
 from divax.divergences.mmd import energy_distance as energy_distance
 from divax.divergences.mmd import noise_adaptive_mmd as noise_adaptive_mmd
 from divax.divergences.mmd import noise_adaptive_witness as noise_adaptive_witness
 from divax.divergences.mmd import unbiased_mmd as unbiased_mmd
+from divax.divergences.modified_gan import ModifiedGAN as ModifiedGAN
+from divax.divergences.named import chi2_kl as chi2_kl
+from divax.divergences.named import cressie_read as cressie_read
+from divax.divergences.named import t_power as t_power
+from divax.divergences.named import tsallis as tsallis
+from divax.divergences.optimum import RegularizedOptimum as RegularizedOptimum
+from divax.divergences.optimum import dro_weights as dro_weights
+from divax.divergences.optimum import regularized_argmax as regularized_argmax
 from divax.divergences.ordered import Cramer as Cramer
 from divax.divergences.ordered import Wasserstein1 as Wasserstein1
+from divax.divergences.renyi import Bhattacharyya as Bhattacharyya
+from divax.divergences.renyi import Renyi as Renyi
+from divax.divergences.row_wise import AbstractRowDivergence as AbstractRowDivergence
 from divax.divergences.rows import Pair as Pair
 from divax.divergences.rows import log_softmax as log_softmax
 from divax.divergences.sampled_vocabulary import TokenSample as TokenSample
@@ -97,10 +147,16 @@ from divax.divergences.sinkhorn_annealed import annealed_potentials as annealed_
 from divax.divergences.sinkhorn_symmetric import self_potentials as self_potentials
 from divax.divergences.sinkhorn_unbalanced import UnbalancedSinkhorn as UnbalancedSinkhorn
 from divax.divergences.sinkhorn_unbalanced import unbalanced_potentials as unbalanced_potentials
+from divax.divergences.skew_chi2 import SkewChi2 as SkewChi2
 from divax.divergences.skew_kl import SkewForwardKL as SkewForwardKL
 from divax.divergences.skew_kl import SkewReverseKL as SkewReverseKL
+from divax.divergences.skewed import FSkewed as FSkewed
+from divax.divergences.skewed import Skewed as Skewed
+from divax.divergences.skewed import skewed as skewed
 from divax.divergences.specs import get as get
 from divax.divergences.specs import names as names
+from divax.divergences.symmetrized import symmetrized as symmetrized
+from divax.divergences.tempered import Tempered as Tempered
 from divax.divergences.topk import Coarse as Coarse
 from divax.divergences.topk import TopK as TopK
 from divax.divergences.topk import TopKCache as TopKCache

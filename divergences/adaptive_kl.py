@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +72,10 @@ class AdaptiveKL(AbstractDivergence):
 
     spec_name = "adaptive_kl"
     formula = "w KL(p‖q) + (1−w) KL(q‖p), w = head share of |p − q|"
+
+    known_exceptions: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("model_gradient", "target_gradient", "second_order"), "no gradient flows through w"
+    )
 
     head_mass: Scalar = 0.5
     compat: Literal["reference"] | None = dataclasses.field(default=None, metadata={"static": True})

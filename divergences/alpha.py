@@ -56,7 +56,7 @@ class Alpha(AbstractFDivergence):
         [0.130812, 0.136297, 0.143841]
 
     Source: S. Amari, "Differential-Geometrical Methods in Statistics" (1985), §3.5; in distillation, D. Wang et al.,
-    "AlphaNet: Improved Training of Supernets with Alpha-Divergence", arXiv:2102.07954, eq. 3.
+    "AlphaNet: Improved Training of Supernets with Alpha-Divergence", arXiv:2102.07954, §3.
     """
 
     spec_name = "alpha"

@@ -33,9 +33,38 @@ def divergence(cls: _Class) -> _Class:
         >>> jax.tree.leaves(Power(exponent=3.0))
         [3.0]
     """
-    return jax.tree_util.register_dataclass(
-        dataclasses.dataclass(frozen=True, kw_only=True)(cls)  # type: ignore[return-value]
-    )
+    cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)  # type: ignore[assignment]
+    _register_pytree(cls)
+    return cls
+
+
+def _register_pytree(cls: type) -> None:
+    """Registers a dataclass as a pytree whose structure knows its class.
+
+    `jax.tree_util.register_dataclass` would be shorter, but in JAX 0.10 to 0.12 the structures that it makes are equal for two
+    classes with fields of the same names, and `jit` then now and then takes one divergence for another.
+    """
+    fields = dataclasses.fields(cls)
+    static = tuple(field.name for field in fields if field.metadata.get("static"))
+    leaves = tuple(field.name for field in fields if not field.metadata.get("static"))
+    keys = tuple(jax.tree_util.GetAttrKey(name) for name in leaves)
+
+    def flatten(div):
+        values = tuple(getattr(div, name) for name in leaves)
+        return values, tuple(getattr(div, name) for name in static)
+
+    def flatten_with_keys(div):
+        values, structure = flatten(div)
+        return tuple(zip(keys, values, strict=True)), structure
+
+    def unflatten(structure, values):
+        # Not through __init__: leaves may be tracers, or placeholders of JAX's that no range check understands.
+        div = object.__new__(cls)
+        for name, value in zip((*leaves, *static), (*values, *structure), strict=True):
+            object.__setattr__(div, name, value)
+        return div
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
 
 
 class InfiniteAt(NamedTuple):

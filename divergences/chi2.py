@@ -41,7 +41,7 @@ class ForwardChi2(AbstractFDivergence):
         0.333333
 
     Source: K. Pearson, "On the Criterion that a Given System of Deviations…" (1900); F. Nielsen, R. Nock, "On the Chi
-    Square and Higher-Order Chi Distances for Approximating f-Divergences", arXiv:1309.3029, eq. 5.
+    Square and Higher-Order Chi Distances for Approximating f-Divergences", arXiv:1309.3029, §1.
     """
 
     spec_name = "forward_chi2"
@@ -99,7 +99,7 @@ class ReverseChi2(AbstractFDivergence):
         0.25
 
     Source: F. Nielsen, R. Nock, "On the Chi Square and Higher-Order Chi Distances for Approximating f-Divergences",
-    arXiv:1309.3029, eq. 6; A. Huang et al., "Correcting the Mythos of KL-Regularization" (χPO), arXiv:2407.13399, §3.
+    arXiv:1309.3029, §1; A. Huang et al., "Correcting the Mythos of KL-Regularization" (χPO), arXiv:2407.13399, §3.
     """
 
     spec_name = "reverse_chi2"

@@ -30,7 +30,7 @@ class Jeffreys(AbstractFDivergence):
         >>> round(float(dv.Jeffreys()(target, model)), 6)
         0.274653
 
-    Source: H. Jeffreys, "An Invariant Form for the Prior Probability in Estimation Problems" (1946), eq. 1.
+    Source: H. Jeffreys, "An Invariant Form for the Prior Probability in Estimation Problems" (1946).
     """
 
     spec_name = "jeffreys"

@@ -5,23 +5,43 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from divax.divergences.adaptive_alpha import AdaptiveAlpha
 from divax.divergences.adaptive_kl import AdaptiveKL
 from divax.divergences.alpha import Alpha
+from divax.divergences.alpha_beta import AlphaBeta, Beta
+from divax.divergences.arithmetic_geometric import ArithmeticGeometric
 from divax.divergences.base import AbstractDivergence
 from divax.divergences.chi2 import ForwardChi2, ReverseChi2
+from divax.divergences.clipped_alpha import ClippedAlpha
+from divax.divergences.entropy_gate import EntropyGatedKL
+from divax.divergences.escort import CauchySchwarz, Gamma, Hoelder
+from divax.divergences.frontier_integral import FrontierIntegral
+from divax.divergences.geometric_js import GeometricJS
 from divax.divergences.hellinger import SquaredHellinger
 from divax.divergences.jeffreys import Jeffreys
 from divax.divergences.jensen_shannon import InterpolatedJS, JensenShannon
 from divax.divergences.kl import ForwardKL, ReverseKL
+from divax.divergences.log1p_abs import Log1pAbs
+from divax.divergences.log_variance import LogVariance
+from divax.divergences.modified_gan import ModifiedGAN
+from divax.divergences.named import chi2_kl, cressie_read, t_power, tsallis
 from divax.divergences.ordered import Cramer, Wasserstein1
+from divax.divergences.renyi import Bhattacharyya, Renyi
 from divax.divergences.sinkhorn import Sinkhorn
+from divax.divergences.skew_chi2 import SkewChi2
 from divax.divergences.skew_kl import SkewForwardKL, SkewReverseKL
+from divax.divergences.skewed import skewed
+from divax.divergences.symmetrized import symmetrized
+from divax.divergences.tempered import Tempered
 from divax.divergences.total_variation import TotalVariation
 from divax.divergences.triangular import Triangular
 
-_MEMBERS: dict[str, type[AbstractDivergence]] = {
+_MEMBERS: Mapping[str, Callable[..., AbstractDivergence]] = {
     member.spec_name: member
     for member in (
         ForwardKL,
@@ -37,13 +57,38 @@ _MEMBERS: dict[str, type[AbstractDivergence]] = {
         Triangular,
         SkewForwardKL,
         SkewReverseKL,
+        SkewChi2,
+        ArithmeticGeometric,
+        FrontierIntegral,
+        ModifiedGAN,
+        Log1pAbs,
+        ClippedAlpha,
+        Renyi,
+        Bhattacharyya,
+        Gamma,
+        CauchySchwarz,
+        Hoelder,
+        Beta,
+        AlphaBeta,
+        GeometricJS,
+        LogVariance,
         AdaptiveKL,
+        AdaptiveAlpha,
+        EntropyGatedKL,
         Sinkhorn,
         Wasserstein1,
         Cramer,
     )
+} | {build.__name__: build for build in (chi2_kl, cressie_read, tsallis, t_power)}
+_WRAPPERS: dict[str, Callable[..., AbstractDivergence]] = {
+    "dual": lambda div: div.dual(),
+    "normalized": lambda div: div.normalized(),
+    "symmetrized": symmetrized,
+    "skewed": skewed,
+    "tempered": lambda div, temperature, power: Tempered(
+        inner=div, temperature=temperature, power=power
+    ),
 }
-_WRAPPERS = {"dual": lambda div: div.dual(), "normalized": lambda div: div.normalized()}
 
 
 def names() -> tuple[str, ...]:
@@ -60,8 +105,9 @@ def names() -> tuple[str, ...]:
 def get(spec: str) -> AbstractDivergence:
     """The divergence that a specification describes; the inverse of `.name`.
 
-    A specification is `name`, `name(value)` or `name(parameter=value, …)`, multiples and sums of these, and
-    `dual(…)` or `normalized(…)` around any of them. It is parsed, never evaluated.
+    A specification is `name`, `name(value)` or `name(parameter=value, …)`, multiples and sums of these, and `dual(…)`,
+    `normalized(…)`, `symmetrized(…)`, `skewed(…, skew=a)` or `tempered(…, temperature=T, power=k)` around any of them. It
+    is parsed, never evaluated.
 
     Args:
         spec: the specification.
@@ -123,13 +169,22 @@ def _combine(left: Any, right: Any, operator: str, spec: str) -> Any:
 
 def _member(name: str, values: list[Any], named: dict[str, Any]) -> Any:
     if name in _WRAPPERS:
-        if len(values) != 1 or named or not isinstance(values[0], AbstractDivergence):
+        if len(values) != 1 or not isinstance(values[0], AbstractDivergence):
             raise ValueError(f"{name}(…) takes one divergence, such as {name}(forward_kl)")
-        return _WRAPPERS[name](values[0])
+        build = functools.partial(_WRAPPERS[name], values[0])
+        return build(**_parameters(name, build, [], named))
     if name not in _MEMBERS:
         raise ValueError(f"unknown divergence {name!r}; {_nearest(name, [*_MEMBERS, *_WRAPPERS])}")
-    cls = _MEMBERS[name]
-    known = [field.name for field in dataclasses.fields(cls)]
+    build = _MEMBERS[name]
+    return build(**_parameters(name, build, values, named))
+
+
+def _parameters(
+    name: str, build: Callable[..., Any], values: list[Any], named: dict[str, Any]
+) -> dict[str, Any]:
+    """The arguments of a member or a wrapper by name, checked against what it takes."""
+    signature = inspect.signature(build).parameters
+    known = list(signature)
     if len(values) > min(1, len(known)):
         takes = f"one unnamed value ({known[0]})" if known else "no parameter"
         raise ValueError(f"{name} takes {takes}, got {len(values)}")
@@ -141,13 +196,21 @@ def _member(name: str, values: list[Any], named: dict[str, Any]) -> Any:
         if parameter in parameters:
             raise ValueError(f"{name}: {parameter} is given twice")
         parameters[parameter] = value
-    static = {field.name for field in dataclasses.fields(cls) if field.metadata.get("static")}
+    missing = [
+        each
+        for each, one in signature.items()
+        if one.default is one.empty and each not in parameters
+    ]
+    if missing:
+        raise ValueError(f"{name} needs {' and '.join(missing)}")
+    fields = dataclasses.fields(build) if dataclasses.is_dataclass(build) else ()
+    static = {field.name for field in fields if field.metadata.get("static")}
     for parameter, value in parameters.items():
         if parameter not in static and (
             isinstance(value, bool) or not isinstance(value, int | float)
         ):
             raise ValueError(f"{name}: {parameter} must be a number, got {value!r}")
-    return cls(**parameters)
+    return parameters
 
 
 def _nearest(word: str, words: list[str]) -> str:

@@ -33,7 +33,7 @@ class TotalVariation(AbstractFDivergence):
         0.25
 
     Source: I. Csiszár, P. Shields, "Information Theory and Statistics: A Tutorial" (2004), §4; in distillation, Y. Wen et
-    al., "f-Divergence Minimization for Sequence-Level Knowledge Distillation", arXiv:2307.15190, eq. 9.
+    al., "f-Divergence Minimization for Sequence-Level Knowledge Distillation", arXiv:2307.15190, §3.
     """
 
     spec_name = "total_variation"
@@ -55,7 +55,7 @@ class TotalVariation(AbstractFDivergence):
 
     def weight(self, s: ArrayLike) -> jax.Array:
         """0 almost everywhere."""
-        return jnp.zeros_like(jnp.asarray(s, dtype=jnp.result_type(s, jnp.float32)))
+        return jnp.zeros_like(jnp.asarray(s))
 
     def log_df_inverse(self, y: ArrayLike) -> jax.Array:
         """0 inside (−½, ½); −inf below and +inf above."""

@@ -15,11 +15,17 @@ from divax import divergences as dv
 
 GOLDEN = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "categorical.json").read_text())
 CASES = GOLDEN["cases"]
+WIDEST = max(len(case["p_logits"]) for case in CASES)
 SPECS = sorted({s for case in CASES for s in case["value"] if s.partition("(")[0] in dv.names()})
 
 
 def logits(case, side):
     return [float(x) for x in case[f"{side}_logits"]]
+
+
+def padded(row, dtype):
+    """Impossible tokens up to one length: they change nothing, and one shape compiles once."""
+    return jnp.array([*row, *[-np.inf] * (WIDEST - len(row))], dtype)
 
 
 def test_every_member_with_a_golden_row_is_tested():
@@ -62,8 +68,9 @@ def assert_gradient(gradient, want, relative, eps, floor, case):
 def test_values_and_gradients_in_double_precision(spec):
     div = f_member(spec)
     for case in CASES:
-        t, s = jnp.array(logits(case, "p")), jnp.array(logits(case, "q"))
+        t, s = padded(logits(case, "p"), float), padded(logits(case, "q"), float)
         value, gradient = jax.value_and_grad(div, argnums=1)(t, s)
+        gradient = gradient[: len(case["p_logits"])]
         expected = float(mp.mpf(case["value"][spec]))
         if np.isinf(expected):
             assert value == np.inf
@@ -83,7 +90,10 @@ def test_values_and_gradients_in_single_precision(spec):
     for case in CASES:
         t, s = np.array(logits(case, "p"), np.float32), np.array(logits(case, "q"), np.float32)
         exact = [float(x) for x in t], [float(x) for x in s]
-        value, gradient = jax.value_and_grad(div, argnums=1)(jnp.array(t), jnp.array(s))
+        value, gradient = jax.value_and_grad(div, argnums=1)(
+            padded(t, np.float32), padded(s, np.float32)
+        )
+        gradient = gradient[: len(t)]
         expected = categorical.value(spec, *exact)
         if expected > 3e38:
             assert value == np.inf
@@ -96,8 +106,7 @@ def test_values_and_gradients_in_single_precision(spec):
             case["kind"],
             exact,
         )
-        # Differences of 60-digit values take a second at V = 31: one such row, and all shorter ones.
-        if not div.smooth or (len(t) > 7 and case is not CASES[28]):
+        if not div.smooth:
             continue
         want = np.array([float(x) for x in categorical.model_gradient(spec, *exact)])
         if np.max(np.abs(want)) > 0 and expected < 1e29:  # slopes are cut at 1e30
@@ -107,7 +116,7 @@ def test_values_and_gradients_in_single_precision(spec):
 
 def test_infinite_values_are_where_the_golden_file_says_and_nowhere_else():
     for case in CASES[32:]:
-        t, s = jnp.array(logits(case, "p")), jnp.array(logits(case, "q"))
+        t, s = padded(logits(case, "p"), np.float32), padded(logits(case, "q"), np.float32)
         for spec in SPECS:
             assert bool(jnp.isinf(f_member(spec)(t, s))) == (case["value"][spec] == "inf"), (
                 case["kind"],

@@ -1,0 +1,82 @@
+"""BD-KD's entropy gate: both KLs, the one that the student's confidence calls for weighted up."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from divax.divergences.base import AbstractDivergence, InfiniteAt, check_range, divergence
+from divax.divergences.kl import ForwardKL, ReverseKL
+from divax.divergences.numerics import Scalar
+from divax.divergences.rows import log_softmax
+
+
+def entropy(logits: jax.Array) -> jax.Array:
+    """−Σ p·log p of each row, nats: logits `[..., V]` to `[...]`; impossible tokens add nothing.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> round(float(entropy(jnp.array([0.0, 0.0, -jnp.inf]))), 6)  # log 2
+        0.693147
+    """
+    log_p = log_softmax(logits)
+    possible = log_p > -jnp.inf
+    return -jnp.sum(jnp.where(possible, jnp.exp(log_p) * jnp.where(possible, log_p, 0), 0), -1)
+
+
+@divergence
+class EntropyGatedKL(AbstractDivergence):
+    """BD-KD's loss, w_F·KL(p‖q) + w_R·KL(q‖p): per row, w_F = ν where H(p) > H(q), w_R = ν where H(q) > H(p), else 1.
+
+    A student too sure of itself is spread out (forward KL), one too uncertain is concentrated (reverse KL). The gate passes
+    no gradient and is a step: the value jumps where the entropies cross, except that there both KLs often are small.
+    Symmetric: swapping the rows swaps the gate with the KLs.
+
+    Called with logits `[..., V]`, returns `[...]` in nats, float32. Masking as in `AbstractDivergence.__call__`; +inf on
+    any mismatch of supports. An emphasis ν outside [1, ∞) is a ValueError.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divax import divergences as dv
+        >>> target, model = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.25, 0.75]))
+        >>> round(float(dv.EntropyGatedKL(emphasis=3.0)(target, model)), 6)  # 3·KL(p‖q) + KL(q‖p)
+        0.562335
+
+    Source: I. Amara et al., "BD-KD: Balancing the Divergences for Online Knowledge Distillation", arXiv:2212.12965, §3.3.
+    """
+
+    spec_name = "entropy_gated_kl"
+    formula = "w_F KL(p‖q) + w_R KL(q‖p), ν on the side of the larger entropy"
+
+    emphasis: Scalar = 3.0
+
+    def __post_init__(self):
+        check_range(self, "emphasis", 1, math.inf, ends="half-open")
+
+    def rows(self, target: jax.Array, model: jax.Array) -> jax.Array:
+        """Both KLs, weighted by the gate."""
+        gap = jax.lax.stop_gradient(entropy(target) - entropy(model))
+        forward, reverse = ForwardKL().rows(target, model), ReverseKL().rows(target, model)
+        return _times(jnp.where(gap > 0, self.emphasis, 1), forward) + _times(
+            jnp.where(gap < 0, self.emphasis, 1), reverse
+        )
+
+    @property
+    def infinite_at(self) -> InfiniteAt:
+        """On any mismatch."""
+        return InfiniteAt(True, True)
+
+    def dual(self) -> AbstractDivergence:
+        """Itself."""
+        return self
+
+    def normalized(self) -> AbstractDivergence:
+        """Divided by 1 + ν, the sum of both weights."""
+        return (1 / (1 + self.emphasis)) * self
+
+
+def _times(weight: jax.Array, value: jax.Array) -> jax.Array:
+    finite = jnp.isfinite(value)
+    return jnp.where(finite, weight * jnp.where(finite, value, 0), value)
