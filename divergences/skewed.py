@@ -97,6 +97,14 @@ class FSkewed(AbstractFDivergence):
         mixed, _, log_qm = self._mixed(pair)
         return (1 - self.skew) * jnp.exp(log_qm) * self.inner.model_slope(mixed)
 
+    def link(self, s: ArrayLike) -> jax.Array:
+        """(1 − a)·g(p/m), through log(p/m), which stays finite where p and m do not."""
+        s = jnp.asarray(s)
+        inside = jnp.isfinite(s)
+        log_pm = mixture_log_ratios(self.skew, -jnp.where(inside, s, 0))[0]
+        ends = jnp.where(s > 0, self.f_at_zero, self.limits.link_floor)
+        return jnp.where(inside, (1 - self.skew) * self.inner.link(-log_pm), ends)
+
     def weight(self, s: ArrayLike) -> jax.Array:
         """(1 − a)²·(q/m)·h(p/m), h the inner weight: the perspective's second derivative is (1 − a)²f″(u/v)/v³."""
         log_pm, log_qm = mixture_log_ratios(self.skew, -jnp.asarray(s))

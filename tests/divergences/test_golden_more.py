@@ -3,7 +3,7 @@
 import json
 import pathlib
 
-import jax
+import compiled
 import mpmath as mp
 import numpy as np
 import pytest
@@ -15,7 +15,6 @@ CASES = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "categorical.
     "cases"
 ]
 WIDTH = max(len(case["p_logits"]) for case in CASES)
-VALUE = jax.jit(lambda div, t, s: div(t, s))
 
 
 def batch(side):
@@ -37,7 +36,7 @@ def oracle(spec, target, model):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("spec", beyond_f.LATER)
 def test_the_golden_values_in_double_precision(spec):
-    value = VALUE(dv.get(spec), TARGETS, MODELS)
+    value = compiled.value(dv.get(spec), TARGETS, MODELS)
     for row, case in enumerate(CASES):
         want = mp.mpf(case["value"][spec])
         # The golden row of equal inputs holds the rounding of its decimal logits.
@@ -48,7 +47,7 @@ def test_the_golden_values_in_double_precision(spec):
 @pytest.mark.parametrize("spec", beyond_f.LATER)
 def test_the_oracle_agrees_and_single_precision_follows_it(spec):
     t, s = TARGETS.astype(np.float32), MODELS.astype(np.float32)
-    value = VALUE(dv.get(spec), t, s)
+    value = compiled.value(dv.get(spec), t, s)
     for row, case in enumerate(CASES):
         if row % 3 == 0 and not mp.isinf(golden := mp.mpf(case["value"][spec])):
             ours = oracle(spec, TARGETS[row], MODELS[row])

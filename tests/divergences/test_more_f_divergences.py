@@ -1,5 +1,8 @@
 """The later f-divergences: values, gradients, the whole generator contract, limits and masks, against 50 digits."""
 
+import functools
+
+import compiled
 import jax
 import jax.numpy as jnp
 import mpmath as mp
@@ -53,12 +56,17 @@ TARGETS, MODELS = (
 KNOWN = len(ROWS) + len(MASKED)
 EQUAL = slice(KNOWN + 2, KNOWN + 8)
 
-VALUE = jax.jit(lambda div, t, s: div(t, s))
-GRADIENTS = jax.jit(jax.grad(lambda div, t, s: jnp.sum(div(t, s)), argnums=(1, 2)))
 
-
-@jax.jit
 def contract(div, u):
+    return _contract(str(jax.tree.structure(div)))(div, u)
+
+
+@functools.cache
+def _contract(structure):
+    return jax.jit(everything)
+
+
+def everything(div, u):
     s = -jnp.log(u)
     return {
         "f": div.f(u),
@@ -75,7 +83,10 @@ def contract(div, u):
 @every_member
 def test_values_and_gradients_in_double_precision(name, parameters):
     div = CLASSES[name](**parameters)
-    value, gradients = VALUE(div, TARGETS, MODELS), GRADIENTS(div, TARGETS, MODELS)
+    value, gradients = (
+        compiled.value(div, TARGETS, MODELS),
+        compiled.gradients(div, TARGETS, MODELS),
+    )
     for row in range(KNOWN):
         rows = TARGETS[row], MODELS[row]
         want = float(oracle.value(name, *rows, **parameters))
@@ -93,7 +104,7 @@ def test_values_and_gradients_in_double_precision(name, parameters):
 @every_member
 def test_values_in_single_precision_and_no_nan(name, parameters):
     div, t, s = CLASSES[name](**parameters), *(x.astype(np.float32) for x in (TARGETS, MODELS))
-    value, gradients = VALUE(div, t, s), GRADIENTS(div, t, s)
+    value, gradients = compiled.value(div, t, s), compiled.gradients(div, t, s)
     exact = {k: float(np.float32(v)) for k, v in parameters.items()}
     for row in range(KNOWN):
         # A log-ratio d keeps the rounding of its logits, eps·x, and D ~ d² doubles it.
@@ -163,22 +174,23 @@ def test_limits_flags_and_duals(name, parameters):
         contract(dual, u)["f"], u * contract(div, 1 / u)["f"], rtol=1e-10, atol=1e-18
     )
     assert bool(div.symmetric) == (dual == div)
-    swapped = VALUE(dual, MODELS, TARGETS)
-    np.testing.assert_allclose(swapped, VALUE(div, TARGETS, MODELS), rtol=1e-11)
+    swapped = compiled.value(dual, MODELS, TARGETS)
+    np.testing.assert_allclose(swapped, compiled.value(div, TARGETS, MODELS), rtol=1e-11)
 
 
 @pytest.mark.usefixtures("x64")
 def test_identities():
     same = lambda a, b: np.testing.assert_allclose(  # noqa: E731
-        VALUE(a, TARGETS, MODELS), VALUE(b, TARGETS, MODELS), rtol=1e-10
+        compiled.value(a, TARGETS, MODELS), compiled.value(b, TARGETS, MODELS), rtol=1e-10
     )
     same(dv.SkewChi2(skew=0.0), dv.ForwardChi2())
     same(dv.SkewChi2(skew=0.5), 2 * dv.Triangular())
     same(dv.SkewChi2(skew=1.0), dv.ReverseChi2())
     same(dv.JensenShannon() + 0.5 * dv.ArithmeticGeometric(), 0.25 * dv.Jeffreys())
-    finite = np.isfinite(VALUE(dv.JensenShannon(), TARGETS, MODELS))
+    finite = np.isfinite(compiled.value(dv.JensenShannon(), TARGETS, MODELS))
     js, fi = (
-        np.asarray(VALUE(d, TARGETS, MODELS)) for d in (dv.JensenShannon(), dv.FrontierIntegral())
+        np.asarray(compiled.value(d, TARGETS, MODELS))
+        for d in (dv.JensenShannon(), dv.FrontierIntegral())
     )
     assert np.all(finite)
     assert np.all(fi >= 4 / 3 * js * (1 - 1e-9))
