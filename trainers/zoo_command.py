@@ -54,7 +54,7 @@ def run(config: ZooConfig) -> None:
     from divax.trainers.zoo_report import draw, table
 
     try:
-        members = [dv.get(spec) for spec in config.divergence or dv.names()]
+        members = {spec: dv.get(spec) for spec in config.divergence or dv.names()}
     except ValueError as error:
         raise RunError(str(error)) from None
     sys.stdout.write(table(members) + "\n")

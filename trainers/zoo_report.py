@@ -1,13 +1,13 @@
 """The table and the picture of `divax zoo`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
-from divax.divergences import AbstractDivergence, AbstractFDivergence
+from divax.divergences import AbstractDivergence, AbstractFDivergence, FMixture, Mixture
 from divax.trainers.errors import RunError
 from divax.trainers.picture import save_picture
 from divax.trainers.text_table import aligned
@@ -16,39 +16,45 @@ _FLAGS = ("admissible", "bounded", "symmetric", "smooth")
 _HEADER = ["divergence", "formula", "range", "f(0)", "f'(∞)", "f''(1)", *_FLAGS]
 
 
-def table(members: Sequence[AbstractDivergence]) -> str:
+def table(members: Mapping[str, AbstractDivergence]) -> str:
     """One row per divergence; what only f-divergences have is a dash elsewhere.
+
+    Args:
+        members: by the specification that was asked for; a sum shows as that, its formula as the sum.
 
     Example:
         >>> from divax import divergences as dv
-        >>> print(table([dv.SquaredHellinger()]).splitlines()[1].split()[-6:])
+        >>> print(table({"squared_hellinger": dv.SquaredHellinger()}).splitlines()[1].split()[-6:])
         ['0.5', '0.25', 'yes', 'yes', 'yes', 'yes']
     """
-    return aligned([_HEADER, *map(_row, members)], left=2)
+    return aligned([_HEADER, *(_row(spec, member) for spec, member in members.items())], left=2)
 
 
-def _row(member: AbstractDivergence) -> list[str]:
+def _row(spec: str, member: AbstractDivergence) -> list[str]:
+    words = [member.name, member.formula]
+    if isinstance(member, Mixture | FMixture):
+        words = [spec, member.name]
     if not isinstance(member, AbstractFDivergence):
         top = "∞" if any(member.infinite_at) else "max C"
         upper = f"[0, {top})" if top == "∞" else f"[0, {top}]"
-        return [member.name, member.formula, upper, *["–"] * (len(_HEADER) - 3)]
+        return [*words, upper, *["–"] * (len(_HEADER) - 3)]
     limits = member.f_at_zero, member.slope_at_infinity
     top = _number(sum(limits))
     upper = f"[0, {top})" if top == "∞" else f"[0, {top}]"
     curvature = _number(member.curvature) if member.smooth else "–"
     flags = ["yes" if getattr(member, flag) else "no" for flag in _FLAGS]
-    return [member.name, member.formula, upper, *map(_number, limits), curvature, *flags]
+    return [*words, upper, *map(_number, limits), curvature, *flags]
 
 
 def _number(value: float) -> str:
     return "∞" if math.isinf(value) else f"{float(value):.4g}"
 
 
-def draw(members: Sequence[AbstractDivergence], path: Path) -> str:
+def draw(members: Mapping[str, AbstractDivergence], path: Path) -> str:
     """Draws f(u), and the pull −g(u) on a model logit against log u; returns the path as text.
 
     Args:
-        members: divergences; those that are no f-divergences have neither curve and are left out.
+        members: by specification; those that are no f-divergences have neither curve and are left out.
         path: a PNG file.
 
     Raises:
@@ -58,11 +64,11 @@ def draw(members: Sequence[AbstractDivergence], path: Path) -> str:
         >>> import pathlib, tempfile
         >>> from divax import divergences as dv
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "zoo.png"
-        >>> _ = draw([dv.ForwardKL(), dv.ReverseKL()], path)
+        >>> _ = draw({spec: dv.get(spec) for spec in ("forward_kl", "reverse_kl")}, path)
         >>> path.stat().st_size > 1000
         True
     """
-    curves = [member for member in members if isinstance(member, AbstractFDivergence)]
+    curves = {s: member for s, member in members.items() if isinstance(member, AbstractFDivergence)}
     if not curves:
         raise RunError("--plot draws f-divergences, and none is listed")
     try:
@@ -74,13 +80,13 @@ def draw(members: Sequence[AbstractDivergence], path: Path) -> str:
     figure = Figure(figsize=(13, 6), layout="constrained")
     left, right = figure.subplots(1, 2)
     colours = colormaps["turbo"](np.linspace(0.03, 0.97, len(curves)))
-    for i, (member, colour) in enumerate(zip(curves, colours, strict=True)):
+    for i, ((spec, member), colour) in enumerate(zip(curves.items(), colours, strict=True)):
         style = dict(color=colour, linestyle=("-", "--", "-.")[i % 3], linewidth=1.8)
         u = np.linspace(0.005, 4, 800)
-        left.plot(u, np.asarray(member.f(jnp.asarray(u, jnp.float32))), label=member.name, **style)
+        left.plot(u, np.asarray(member.f(jnp.asarray(u, jnp.float32))), label=spec, **style)
         log_u = np.linspace(-8, 8, 801)
         pull = -np.asarray(member.link(jnp.asarray(-log_u, jnp.float32)))
-        right.plot(log_u, pull, label=member.name, **style)
+        right.plot(log_u, pull, label=spec, **style)
     _label(left, right)
     figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False)
     return save_picture(figure, path)
