@@ -35,9 +35,7 @@ def _row(spec: str, member: AbstractDivergence) -> list[str]:
     if isinstance(member, Mixture | FMixture):
         words = [spec, member.name]
     if not isinstance(member, AbstractFDivergence):
-        top = "∞" if any(member.infinite_at) else "max C"
-        upper = f"[0, {top})" if top == "∞" else f"[0, {top}]"
-        return [*words, upper, *["–"] * (len(_HEADER) - 3)]
+        return [*words, "≥ 0", *["–"] * (len(_HEADER) - 3)]
     limits = member.f_at_zero, member.slope_at_infinity
     top = _number(sum(limits))
     upper = f"[0, {top})" if top == "∞" else f"[0, {top}]"
