@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -119,6 +119,10 @@ class Generator(AbstractFDivergence):
 
     spec_name = "generator"
     formula = "Σ q f(p/q)"
+
+    known_exceptions: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("limits", "one_sided_tokens"), "f itself is asked for u from e^−28 to e^28 only"
+    )
 
     function: Callable[[jax.Array], jax.Array] = dataclasses.field(metadata={"static": True})
     label: str = dataclasses.field(metadata={"static": True})

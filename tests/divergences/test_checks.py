@@ -41,7 +41,12 @@ def test_members_obey_the_laws(spec):
 
 def test_a_generator_of_ones_own_obeys_the_laws():
     mine = dv.from_generator(lambda u: u * jnp.log(u), name="mine")
-    assert sum(verdict.cases for verdict in dv.check_divergence(mine)) > 25_000
+    verdicts = dv.check_divergence(mine)
+    assert sum(verdict.cases for verdict in verdicts) > 25_000
+    asked = "f itself is asked for u from e^−28 to e^28 only"
+    skipped = {verdict.law for verdict in verdicts if verdict.skipped == asked}
+    assert skipped == {"limits", "one_sided_tokens"}
+    broken(mine, "limits")
 
 
 def test_total_variation_is_excused_only_where_its_kink_matters():
