@@ -39,7 +39,7 @@ class ArithmeticGeometric(AbstractFDivergence):
         >>> from divax import divergences as dv
         >>> target, model = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.25, 0.75]))
         >>> round(float(dv.ArithmeticGeometric()(target, model)), 6)
-        0.069683
+        0.069682
 
     Source: I. J. Taneja, "New Developments in Generalized Information Measures" (1995), §5; the scale is that of
     TensorFlow Probability's `arithmetic_geometric`.

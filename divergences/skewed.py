@@ -168,7 +168,7 @@ class Skewed(AbstractDivergence):
         >>> from divax import divergences as dv
         >>> target, model = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.25, 0.75]))
         >>> round(float(dv.Skewed(inner=dv.CauchySchwarz(), skew=0.5)(target, model)), 6)
-        0.030303
+        0.030312
     """
 
     spec_name = "skewed"

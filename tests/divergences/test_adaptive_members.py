@@ -68,7 +68,7 @@ def test_adaptive_alpha_is_the_larger_one_and_descends_it(ends):
 @pytest.mark.parametrize("alpha", [-1.0, -0.5, 0.5, 2.0])
 def test_the_clipped_gradient_is_alphanets(alpha):
     """AlphaNet's surrogate −Σ sg(q·min(u^α, c)/α)·log q, with c = 5, differentiated by hand."""
-    gradient = compiled.gradients(dv.ClippedAlpha(alpha=alpha, clip=5.0)[1], T, S)
+    gradient = compiled.gradients(dv.ClippedAlpha(alpha=alpha, clip=5.0), T, S)[1]
     clipped = 0
     for row in range(len(T)):
         p, q = softmax(T[row]), softmax(S[row])
