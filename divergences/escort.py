@@ -12,7 +12,8 @@ softmaxes: with P̂, Q̂ the escorts of order c,
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +93,10 @@ class Gamma(AbstractRowDivergence):
     spec_name = "gamma"
     formula = "[log Σ p^(1+γ) + γ log Σ q^(1+γ) − (1+γ) log Σ p q^γ]/(γ(1+γ))"
 
+    known_exceptions: ClassVar[Mapping[str, str]] = {
+        "curvature": "near p = q it weighs logits by an escort of q, not by q"
+    }
+
     gamma: Scalar = 0.5
 
     def __post_init__(self):
@@ -141,6 +146,9 @@ class CauchySchwarz(AbstractRowDivergence):
 
     spec_name = "cauchy_schwarz"
     formula = "−log(Σ pq/√(Σ p² Σ q²))"
+    known_exceptions: ClassVar[Mapping[str, str]] = {
+        "curvature": "near p = q it weighs logits by an escort of q, not by q"
+    }
 
     def value(self, rows: Rows) -> jax.Array:
         """½·R_½ of the escorts of order 2."""

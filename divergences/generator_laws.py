@@ -76,12 +76,14 @@ def inverses(trial: Trial) -> None:
     div, s = trial.generator, np.linspace(-6.0, 6.0, 25)
     u, weight = np.exp(-s), np.asarray(div.weight(s))
     score = np.asarray(div.link(s))
-    allowed = 1e-7 + 1e-13 * (1 + np.abs(score)) / weight
+    # Where f′ is flat every u is an inverse.
+    rounding = np.divide(1e-13, weight, out=np.full_like(s, np.inf), where=weight > 0)
+    allowed = 1e-7 + rounding * (1 + np.abs(score))
     got = np.asarray(div.link_inverse(score))
     trial.require(np.abs(got - s) <= allowed, "link_inverse", s=s, got=got, score=score)
     slope = np.asarray(div.df(u))
     # d f′/d log u = u·f″(u) = weight/u.
-    allowed = 1e-7 + 1e-13 * (1 + np.abs(slope)) * u / weight
+    allowed = 1e-7 + rounding * (1 + np.abs(slope)) * u
     got = np.log(np.asarray(div.df_inverse(slope)))
     trial.require(np.abs(got + s) <= allowed, "df_inverse", log_u=-s, got=got, slope=slope)
 

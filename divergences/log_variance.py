@@ -94,6 +94,20 @@ class LogVariance(AbstractRowDivergence):
         """Two."""
         return 2.0
 
+    @property
+    def known_exceptions(self) -> dict[str, str]:
+        """Laws that the frozen reference breaks."""
+        laws = {
+            "model": ("model_gradient", "second_order"),
+            "target": ("target_gradient", "second_order"),
+            "uniform": ("curvature",),
+        }[self.reference]
+        reason = "the variance is one under the uniform distribution, not under q"
+        return dict.fromkeys(
+            laws,
+            reason if self.reference == "uniform" else "no gradient flows through the reference",
+        )
+
     def dual(self) -> AbstractDivergence:
         """The reference of the other side."""
         return LogVariance(reference=_SWAPPED[self.reference])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 
@@ -33,6 +36,9 @@ class Wasserstein1(AbstractDivergence):
 
     spec_name = "wasserstein1"
     formula = "Σ |F − G| Δx"
+    known_exceptions: ClassVar[Mapping[str, str]] = {
+        "permutation_equivariant": "the order of the tokens is what it measures"
+    }
 
     positions: jax.Array | None = None
 
@@ -74,6 +80,9 @@ class Cramer(AbstractDivergence):
 
     spec_name = "cramer"
     formula = "Σ (F − G)² Δx"
+    known_exceptions: ClassVar[Mapping[str, str]] = {
+        "permutation_equivariant": "the order of the tokens is what it measures"
+    }
 
     positions: jax.Array | None = None
 
