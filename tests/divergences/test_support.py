@@ -109,7 +109,8 @@ def test_floor_gives_the_missing_token_a_ten_billionth():
 def test_where_removes_tokens_from_both_sides():
     t, s = jnp.asarray([1.0, 2.0, np.inf, 0.3]), jnp.asarray([0.5, 0.1, -4.0, 0.2])
     keep = jnp.asarray([True, True, False, True])
-    for spec in dv.names():
+    # On an ordered support a token that is left out still keeps its place.
+    for spec in [name for name in dv.names() if name not in ("wasserstein1", "cramer")]:
         got = dv.get(spec)(t, s, where=keep)
         np.testing.assert_allclose(got, dv.get(spec)(t[keep], s[keep]), rtol=1e-5)
 
