@@ -12,6 +12,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from divax.divergences.base import AbstractDivergence, InfiniteAt
+from divax.divergences.logit_gradient import bounded, centred, instantiate, is_zero
 from divax.divergences.rows import Pair, Rows, pair_at, split_rows
 
 
@@ -220,37 +221,17 @@ def _rows_jvp(primals, tangents):
     rows = split_rows(target, model)
     if not isinstance(target_dot, SymbolicZero):
         slope = (
-            _bounded(div.target_slope(rows.common)) + _finite(div.slope_at_infinity) * rows.p_only
+            bounded(div.target_slope(rows.common)) + _finite(div.slope_at_infinity) * rows.p_only
         )
-        tangent += jnp.sum(_centred(slope, rows.p, rows.p_top) * target_dot, -1)
+        tangent += jnp.sum(centred(slope, rows.p, rows.p_top) * target_dot, -1)
     if not isinstance(model_dot, SymbolicZero):
-        slope = _bounded(div.model_slope(rows.common)) + _finite(div.f_at_zero) * rows.q_only
-        tangent += jnp.sum(_centred(slope, rows.q, rows.q_top) * model_dot, -1)
-    if not all(isinstance(dot, SymbolicZero) for dot in jax.tree.leaves(div_dot, is_leaf=_is_zero)):
-        div_dot = jax.tree.map(_instantiate, div_dot, is_leaf=_is_zero)
+        slope = bounded(div.model_slope(rows.common)) + _finite(div.f_at_zero) * rows.q_only
+        tangent += jnp.sum(centred(slope, rows.q, rows.q_top) * model_dot, -1)
+    if not all(isinstance(dot, SymbolicZero) for dot in jax.tree.leaves(div_dot, is_leaf=is_zero)):
+        div_dot = jax.tree.map(instantiate, div_dot, is_leaf=is_zero)
         finite_part = lambda d: jnp.sum(d.summand(rows.common), -1) + _finite_edges(d, rows)  # noqa: E731
         tangent += jax.jvp(finite_part, (div,), (div_dot,))[1]
     return value, tangent
-
-
-def _centred(slope: jax.Array, probability: jax.Array, top: jax.Array) -> jax.Array:
-    """∂D/∂logits = slope − probability·Σ slope, the softmax Jacobian in closed form.
-
-    At a single likeliest atom of probability near one, slope − probability·Σ slope cancels: with rest sums R over the
-    other atoms it is slope·(1 − probability) − probability·R(slope), and 1 − probability = R(probability) is exact.
-    """
-    rest_slope = jnp.sum(jnp.where(top, 0, slope), -1, keepdims=True)
-    rest = jnp.sum(jnp.where(top, 0, probability), -1, keepdims=True)
-    top_slope = jnp.sum(jnp.where(top, slope, 0), -1, keepdims=True)
-    single = jnp.sum(top, -1, keepdims=True) == 1
-    gradient = slope - probability * (rest_slope + top_slope)
-    return jnp.where(top & single, slope * rest - probability * rest_slope, gradient)
-
-
-def _bounded(slope: jax.Array) -> jax.Array:
-    """Slopes cut at ±1e30 (±1e250 in double): only a divergence that overflows gets there, and inf − inf is NaN."""
-    cut = 1e250 if slope.dtype == jnp.float64 else 1e30
-    return jnp.clip(slope, -cut, cut)
 
 
 def _finite(limit: Any) -> Any:
@@ -261,11 +242,3 @@ def _finite(limit: Any) -> Any:
 def _finite_edges(div: AbstractFDivergence, rows: Rows) -> jax.Array:
     below = _finite(div.f_at_zero) * jnp.sum(rows.q_only, -1)
     return below + _finite(div.slope_at_infinity) * jnp.sum(rows.p_only, -1)
-
-
-def _is_zero(x: object) -> bool:
-    return isinstance(x, SymbolicZero)
-
-
-def _instantiate(dot: Any) -> Any:
-    return jnp.zeros(dot.aval.shape, dot.aval.dtype) if _is_zero(dot) else dot

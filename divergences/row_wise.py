@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from divax.divergences.base import AbstractDivergence
-from divax.divergences.f_divergence import _bounded, _centred, _instantiate, _is_zero
+from divax.divergences.logit_gradient import bounded, centred, instantiate, is_zero
 from divax.divergences.numerics import Scalar, is_traced
 from divax.divergences.rows import Rows, split_rows
 
@@ -75,13 +75,13 @@ def _rows_jvp(primals, tangents):
     value = _rows(div, target, model)
     tangent = jnp.zeros_like(value)
     rows = split_rows(target, model)
-    by_target, by_model = (_bounded(slope) for slope in div.slopes(rows))
+    by_target, by_model = (bounded(slope) for slope in div.slopes(rows))
     if not isinstance(target_dot, SymbolicZero):
-        tangent += jnp.sum(_centred(by_target, rows.p, rows.p_top) * target_dot, -1)
+        tangent += jnp.sum(centred(by_target, rows.p, rows.p_top) * target_dot, -1)
     if not isinstance(model_dot, SymbolicZero):
-        tangent += jnp.sum(_centred(by_model, rows.q, rows.q_top) * model_dot, -1)
-    if not all(isinstance(dot, SymbolicZero) for dot in jax.tree.leaves(div_dot, is_leaf=_is_zero)):
-        div_dot = jax.tree.map(_instantiate, div_dot, is_leaf=_is_zero)
+        tangent += jnp.sum(centred(by_model, rows.q, rows.q_top) * model_dot, -1)
+    if not all(isinstance(dot, SymbolicZero) for dot in jax.tree.leaves(div_dot, is_leaf=is_zero)):
+        div_dot = jax.tree.map(instantiate, div_dot, is_leaf=is_zero)
         by_parameters = jax.jvp(lambda d: d.value(rows), (div,), (div_dot,))[1]
         # Where the value is +inf it stays so for nearby parameters, and ∞ − ∞ must not leave a NaN.
         tangent += jnp.where(jnp.isfinite(value), by_parameters, 0)
