@@ -210,7 +210,8 @@ def test_no_log_ratio_kills_or_explodes_a_gradient(name):
     value, slope = jax.jit(jax.vmap(jax.value_and_grad(lambda s: objectives.score(divergence, s))))(
         log_ratios
     )
-    assert bool(jnp.all(jnp.isfinite(value))) and bool(jnp.all(jnp.isfinite(slope)))
+    assert bool(jnp.all(jnp.isfinite(value)))
+    assert bool(jnp.all(jnp.isfinite(slope)))
     assert bool(jnp.all(slope > 0))
     assert bool(jnp.all(jnp.diff(value) >= 0))
     assert float(value[60]) == 0
@@ -420,7 +421,7 @@ def test_metrics_by_definition(x64):
 
 @pytest.mark.parametrize("name", ["reverse_chi2", "triangular", "alpha(-1)", "total_variation"])
 def test_inadmissible_divergences_are_refused_with_the_reason(name):
-    with pytest.raises(ValueError, match="not admissible|kink"):
+    with pytest.raises(ValueError, match=r"not admissible|kink"):
         objectives.preference(**pairs(np.ones(2), np.ones(2)), divergence=dv.get(name))
 
 
@@ -429,7 +430,7 @@ def test_combinations_without_meaning_are_refused():
     free = {name: arrays[name] for name in ("chosen_logps", "rejected_logps")}
     js = dv.JensenShannon()
     with pytest.raises(
-        ValueError, match="reads each reward by itself.*only reverse_kl.*jensen_shannon"
+        ValueError, match=r"reads each reward by itself.*only reverse_kl.*jensen_shannon"
     ):
         objectives.preference(**arrays, divergence=js, loss=objectives.NcaPair())
     with pytest.raises(ValueError, match="reads each reward by itself"):
