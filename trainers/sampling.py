@@ -2,18 +2,20 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from divax.trainers.batch import Batch
 from divax.trainers.decoding import recomputing
 from divax.trainers.model import Model
 from divax.trainers.sampling_arguments import check_key, check_prompts, check_settings
-from divax.trainers.sharding import automatic, place_batch, place_state
+from divax.trainers.sharding import automatic, place_batch
 from divax.trainers.truncation import sampler_logits
 
 
@@ -24,7 +26,9 @@ class Samples:
 
     Every row starts at position 0 with its prompt; its completion follows without a gap, and then
     come zeros: the layout of a `Batch` with one document per row, whatever the prompts' padding.
-    Everything `[B, T]` stands at the token's own position, T = P + max_new_tokens.
+    Everything `[B, T]` stands at the token's own position, T = P + max_new_tokens, as a `Batch`'s
+    mask does; `jnp.roll(samples.model_logps, -1, axis=1)` stands where `align_causal` puts the
+    label (the first token is always the prompt's, so nothing wraps around).
 
     Attributes:
         tokens: `[B, T]` int32.
@@ -72,7 +76,7 @@ def sample(
     temperature: ArrayLike = 1.0,
     top_k: ArrayLike | None = None,
     top_p: ArrayLike | None = None,
-    stop_token: ArrayLike | None = None,
+    stop_token: ArrayLike | Sequence[int] | None = None,
     vocab_size: int | None = None,
     mesh: Mesh | None = None,
 ) -> Samples:
@@ -80,8 +84,9 @@ def sample(
 
     The token at position t of row b is argmax(logits + Gumbel noise), with the noise of
     `fold_in(key of row b, t)`. So a row's sample depends on its own prompt and key alone: not on
-    the other rows, the padding, the mesh, or `max_new_tokens`; and a completion that was cut off
-    goes on as it would have, if it is given back as a prompt.
+    the other rows, the padding or the mesh; and a completion that was cut off goes on as it would
+    have, if it is given back as a prompt. (Other shapes may round the logits otherwise, which can
+    turn a near tie.)
 
     The loop ends on the device as soon as every row has stopped. New values of the settings need
     no new compilation; new shapes, another `Model` object, or a setting that becomes `None` do.
@@ -96,9 +101,11 @@ def sample(
         temperature: at least 0, which is greedy.
         top_k: see `sampler_logits`.
         top_p: see `sampler_logits`.
-        stop_token: an id, or several `[S]`: a row's completion ends with the first of them.
+        stop_token: an id, or several `[S]`: a row's completion ends with the first one drawn.
         vocab_size: ids from there on are padding of the vocabulary and are never drawn.
-        mesh: a JAX mesh: rows are split over all of its axes, parameters over `"fsdp"`.
+        mesh: a JAX mesh: rows are split over all of its axes, and every device holds the whole
+            parameters, gathered once per call and not once per token: then the devices exchange
+            nothing but whether all rows have stopped.
 
     Raises:
         TypeError: prompts, `top_k` or `stop_token` that are not integers; an untyped key.
@@ -125,18 +132,31 @@ def sample(
     Source: Gumbel-max: Maddison, Tarlow and Minka, arXiv:1411.0030, section 2.
     """
     prompts = jnp.asarray(prompts)
-    mask = jnp.ones(prompts.shape, bool) if prompt_mask is None else jnp.asarray(prompt_mask) != 0
+    mask = jnp.ones(prompts.shape, bool)
+    if prompt_mask is not None:
+        mask = jnp.asarray(prompt_mask).astype(bool)
+    if isinstance(stop_token, list | tuple):
+        stop_token = np.asarray(stop_token)
     check_prompts(prompts, mask, max_new_tokens=max_new_tokens, context=model.context)
     check_key(key, prompts.shape[0])
-    check_settings(temperature=temperature, top_k=top_k, top_p=top_p, stop_token=stop_token)
+    check_settings(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        stop_token=stop_token,
+        vocab_size=vocab_size,
+    )
     if key.ndim == 0:
         key = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(prompts.shape[0]))
     rows = (prompts.astype(jnp.int32), mask, key)
     if mesh is not None:
         mesh = automatic(mesh)
-        params, rows = place_state(params, mesh), place_batch(rows, mesh)
-    real, whole = functools.partial(_optional, float), functools.partial(_optional, int)
-    settings = _Settings(real(temperature), whole(top_k), real(top_p), whole(stop_token))
+        params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+        rows = place_batch(rows, mesh)
+    real, whole = jnp.result_type(float), jnp.int32
+    settings = _Settings(
+        *map(_as, (temperature, top_k, top_p, stop_token), (real, whole, real, whole))
+    )
     return _sample(model, params, *rows, settings, max_new_tokens, vocab_size)
 
 
@@ -212,7 +232,9 @@ def _draw(logits, keys, positions, settings: _Settings) -> _Drawn:
     sampler = sampler_logits(
         logits, temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p
     )
-    tokens = jax.vmap(jax.random.categorical)(jax.vmap(jax.random.fold_in)(keys, positions), sampler)
+    tokens = jax.vmap(jax.random.categorical)(
+        jax.vmap(jax.random.fold_in)(keys, positions), sampler
+    )
 
     def logps(of):
         return jnp.take_along_axis(jax.nn.log_softmax(of), tokens[:, None], axis=1)[:, 0]
@@ -261,5 +283,5 @@ def _assemble(prompts, prompt_lengths, end: _Progress) -> Samples:
     )
 
 
-def _optional(kind, value):
-    return None if value is None else jnp.asarray(value, jnp.result_type(kind))
+def _as(value, dtype):
+    return None if value is None else jnp.asarray(value).astype(dtype)

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 def check_prompts(
     prompts: jax.Array, mask: jax.Array, *, max_new_tokens: int, context: int | None
 ) -> None:
-    """Raises unless every row holds a token and the context has room for the completion.
+    """Raises unless every row holds a token and the context has room for its completion.
 
     What is traced, or lies on another host, is checked by its shape alone.
 
@@ -69,6 +69,7 @@ def check_settings(
     top_k: ArrayLike | None,
     top_p: ArrayLike | None,
     stop_token: ArrayLike | None,
+    vocab_size: int | None = None,
 ) -> None:
     """Raises unless the settings that are known describe a distribution.
 
@@ -83,6 +84,8 @@ def check_settings(
     for name, value in {"top_k": top_k, "stop_token": stop_token}.items():
         if value is not None and not jnp.issubdtype(jnp.result_type(value), jnp.integer):
             raise TypeError(f"{name} must be an integer, got {value!r}")
+    if vocab_size is not None and operator.index(vocab_size) < 1:
+        raise ValueError(f"vocab_size must be at least 1, got {vocab_size}")
     known = _known(temperature)
     if known is not None and not 0 <= known < np.inf:
         raise ValueError(f"temperature must be finite and at least 0, got {temperature}")
@@ -93,7 +96,9 @@ def check_settings(
     if known is not None and not 0 < known <= 1:
         raise ValueError(f"top_p must be in (0, 1], got {top_p}")
     if np.ndim(0 if stop_token is None else stop_token) > 1:
-        raise ValueError(f"stop_token must be one id or a list, got the shape {np.shape(stop_token)}")
+        raise ValueError(
+            f"stop_token must be one id or a list, got the shape {np.shape(stop_token)}"
+        )
     known = _known(stop_token)
     if known is not None and (known < 0).any():
         raise ValueError(f"stop_token must be a token's id, got {stop_token}")
