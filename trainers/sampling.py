@@ -135,15 +135,14 @@ def sample(
     mask = jnp.ones(prompts.shape, bool)
     if prompt_mask is not None:
         mask = jnp.asarray(prompt_mask).astype(bool)
-    if isinstance(stop_token, list | tuple):
-        stop_token = np.asarray(stop_token)
+    stops = np.asarray(stop_token) if isinstance(stop_token, Sequence) else stop_token
     check_prompts(prompts, mask, max_new_tokens=max_new_tokens, context=model.context)
     check_key(key, prompts.shape[0])
     check_settings(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
-        stop_token=stop_token,
+        stop_token=stops,
         vocab_size=vocab_size,
     )
     if key.ndim == 0:
@@ -155,7 +154,10 @@ def sample(
         rows = place_batch(rows, mesh)
     real, whole = jnp.result_type(float), jnp.int32
     settings = _Settings(
-        *map(_as, (temperature, top_k, top_p, stop_token), (real, whole, real, whole))
+        temperature=jnp.asarray(temperature).astype(real),
+        top_k=_as(top_k, whole),
+        top_p=_as(top_p, real),
+        stop_token=_as(stops, whole),
     )
     return _sample(model, params, *rows, settings, max_new_tokens, vocab_size)
 

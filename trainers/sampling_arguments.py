@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 
@@ -95,7 +96,7 @@ def check_settings(
     known = _known(top_p)
     if known is not None and not 0 < known <= 1:
         raise ValueError(f"top_p must be in (0, 1], got {top_p}")
-    if np.ndim(0 if stop_token is None else stop_token) > 1:
+    if stop_token is not None and np.ndim(stop_token) > 1:
         raise ValueError(
             f"stop_token must be one id or a list, got the shape {np.shape(stop_token)}"
         )
@@ -106,7 +107,7 @@ def check_settings(
 
 def _known(value: Any) -> np.ndarray | None:
     """The value where it can be read here and now."""
-    if value is None or isinstance(value, jax.core.Tracer):
+    if value is None or isinstance(value, Tracer):
         return None
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
         return None
