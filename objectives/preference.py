@@ -6,12 +6,12 @@ from jax.typing import ArrayLike
 
 from divax.divergences import AbstractFDivergence, ReverseKL
 from divax.objectives.arguments import is_static
+from divax.objectives.link_score import check_admissible, check_reverse_kl, score
 from divax.objectives.margin_losses import Logistic
 from divax.objectives.pair_loss import AbstractPairLoss
 from divax.objectives.pair_mean import PairAggregate, pair_mean
 from divax.objectives.pairs import LogRatios, log_ratios
 from divax.objectives.preference_metrics import pair_metrics
-from divax.objectives.score import check_admissible, check_reverse_kl, score
 from divax.objectives.weighted import Weighted
 
 _REVERSE_KL = ReverseKL()
@@ -179,3 +179,68 @@ def _check(divergence, loss, beta, lengths, margin_offset, label_probs) -> Abstr
             " out, or use a loss of the margin such as Logistic()"
         )
     return divergence
+
+
+def entropy_preference(
+    *,
+    chosen_logps: ArrayLike,
+    rejected_logps: ArrayLike,
+    reference_chosen_logps: ArrayLike,
+    reference_rejected_logps: ArrayLike,
+    entropy_share: ArrayLike,
+    loss: AbstractPairLoss = _LOGISTIC,
+    beta: ArrayLike = 0.1,
+    weights: ArrayLike | None = None,
+) -> tuple[Weighted, dict[str, Weighted]]:
+    r"""H-DPO: the entropy part of the reverse KL has a weight of its own.
+
+    .. math:: l = \ell(\beta[\alpha(\log\pi_w - \log\pi_l) - (\log\mathrm{ref}_w - \log\mathrm{ref}_l)])
+
+    The optimum of `E[reward] + alpha beta H(policy) + beta E[log reference]`, proportional to
+    `reference^(1/alpha) exp(reward/(alpha beta))`: alpha below 1 sharpens.
+
+    Args:
+        chosen_logps: `[B]`, as in `preference`.
+        rejected_logps: `[B]`.
+        reference_chosen_logps: `[B]`.
+        reference_rejected_logps: `[B]`.
+        entropy_share: `alpha > 0`, a scalar; 1 is `preference`.
+        loss: of the margin.
+        beta: `> 0`.
+        weights: `[B]`.
+
+    Returns:
+        The loss and the metrics of `preference`, of `alpha log policy - log reference` for `s`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> one = jnp.ones(1)
+        >>> loss, _ = entropy_preference(
+        ...     chosen_logps=-one, rejected_logps=-2 * one, reference_chosen_logps=-one,
+        ...     reference_rejected_logps=-2 * one, entropy_share=1.0,
+        ... )
+        >>> round(float(loss.mean()), 4)
+        0.6931
+
+    Reference:
+        Omura, Fujita, Kataoka, "Entropy Controllable Direct Preference Optimization",
+        arXiv:2411.07595, eq. 9.
+    """
+    if is_static(entropy_share) and not entropy_share > 0:
+        raise ValueError(f"entropy_share={entropy_share} must be positive")
+    if not loss.of_margin_only:
+        raise ValueError(
+            f"{type(loss).__name__} is no loss of the margin, which H-DPO is stated for"
+        )
+    alpha = jnp.asarray(entropy_share, jnp.result_type(float))
+    sides = (jnp.asarray(side).astype(alpha.dtype) for side in (chosen_logps, rejected_logps))
+    chosen, rejected = (alpha * side for side in sides)
+    return preference(
+        chosen_logps=chosen,
+        rejected_logps=rejected,
+        reference_chosen_logps=reference_chosen_logps,
+        reference_rejected_logps=reference_rejected_logps,
+        loss=loss,
+        beta=beta,
+        weights=weights,
+    )
