@@ -9,6 +9,7 @@ to both value and gradient, whatever it holds.
 |---|---|
 | `distillation` | `w T² D(softmax(t/T), softmax(s/T)) + (1 - w) CE(s, y)`, any divergence `D` |
 | `cross_entropy` | `-log softmax(s)_y` |
+| `preference` | of a pair: `loss(beta (score(s_w) - score(s_l)))`, any admissible divergence |
 
 | building block | what it does |
 |---|---|
@@ -23,6 +24,11 @@ in `LAWS`, `check_law` on one; what holds gives a `divergences.Verdict`, what do
 Importing this package loads JAX and NumPy and nothing else.
 """
 
+from divax.objectives.absolute_pair_losses import ApoDown as ApoDown
+from divax.objectives.absolute_pair_losses import ApoZero as ApoZero
+from divax.objectives.absolute_pair_losses import BcoPair as BcoPair
+from divax.objectives.absolute_pair_losses import NcaPair as NcaPair
+from divax.objectives.absolute_pair_losses import SppoHard as SppoHard
 from divax.objectives.case import ObjectiveCase as ObjectiveCase
 from divax.objectives.causal import CausalTargets as CausalTargets
 from divax.objectives.causal import align_causal as align_causal
@@ -31,8 +37,26 @@ from divax.objectives.checks import check_law as check_law
 from divax.objectives.checks import check_objective as check_objective
 from divax.objectives.cross_entropy import cross_entropy as cross_entropy
 from divax.objectives.distillation import distillation as distillation
+from divax.objectives.margin_losses import DiscoPop as DiscoPop
+from divax.objectives.margin_losses import ExoPair as ExoPair
+from divax.objectives.margin_losses import Exponential as Exponential
+from divax.objectives.margin_losses import Hinge as Hinge
+from divax.objectives.margin_losses import Logistic as Logistic
+from divax.objectives.margin_losses import RobustLogistic as RobustLogistic
+from divax.objectives.margin_losses import Squared as Squared
+from divax.objectives.margin_losses import SquaredHinge as SquaredHinge
+from divax.objectives.pair_loss import AbstractMarginLoss as AbstractMarginLoss
+from divax.objectives.pair_loss import AbstractPairLoss as AbstractPairLoss
+from divax.objectives.pair_loss import LossSum as LossSum
+from divax.objectives.pair_mean import OptimisticMean as OptimisticMean
+from divax.objectives.pair_mean import PairAggregate as PairAggregate
+from divax.objectives.pair_mean import PessimisticMean as PessimisticMean
+from divax.objectives.pair_mean import TailMean as TailMean
+from divax.objectives.pair_mean import pair_mean as pair_mean
+from divax.objectives.preference import preference as preference
 from divax.objectives.reduction import Reduction as Reduction
 from divax.objectives.reduction import constant_sum as constant_sum
 from divax.objectives.reduction import sequence_mean as sequence_mean
 from divax.objectives.reduction import token_mean as token_mean
+from divax.objectives.score import score as score
 from divax.objectives.weighted import Weighted as Weighted
