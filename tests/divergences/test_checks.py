@@ -41,6 +41,20 @@ def test_members_obey_the_laws(spec):
         assert skipped.items() <= allowed.items()
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *("alpha(0.0)", "alpha(1.0)", "alpha(2.5)", "interpolated_js(0.0)", "interpolated_js(1.0)"),
+        *("skew_forward_kl(0.0)", "skew_reverse_kl(0.0)", "skew_chi2(0.0)", "skew_chi2(1.0)"),
+        *("clipped_alpha(-1.0)", "clipped_alpha(2.0)", "2*jeffreys", "3*total_variation"),
+        "reverse_kl + reverse_chi2",
+    ],
+)
+def test_the_generators_laws_at_special_hyper_parameters(spec):
+    laws = ["standard_form", "generator_derivatives", "link", "conjugate", "limits"]
+    assert all(verdict.cases for verdict in dv.check_divergence(dv.get(spec), laws=laws))
+
+
 def test_a_generator_of_ones_own_obeys_the_laws():
     mine = dv.from_generator(lambda u: u * jnp.log(u), name="mine")
     verdicts = dv.check_divergence(mine)
