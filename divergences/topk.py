@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Mapping
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -190,6 +191,11 @@ class TopK(AbstractDivergence):
 
     spec_name = "top_k"
     formula = "D of K tokens and one bucket"
+    # Merging tokens may show more of what the bucket hid.
+    data_processing = False
+    known_exceptions: ClassVar[Mapping[str, str]] = {
+        "one_sided_tokens": "in the bucket a possible token hides an impossible one"
+    }
 
     inner: AbstractDivergence
     k: int = dataclasses.field(default=64, metadata={"static": True})
@@ -240,6 +246,11 @@ class TopKRenormalized(AbstractDivergence):
 
     spec_name = "top_k_renormalized"
     formula = "D of K tokens, renormalised"
+    data_processing = False
+    known_exceptions: ClassVar[Mapping[str, str]] = {
+        "one_sided_tokens": "blind to what is not kept",
+        "one_hot": "which impossible tokens are kept beside the possible one is arbitrary",
+    }
 
     inner: AbstractDivergence
     k: int = dataclasses.field(default=64, metadata={"static": True})

@@ -18,6 +18,9 @@ to both value and gradient, whatever it holds.
 | `Reduction` | the type of those three |
 | `align_causal`, `CausalTargets` | tokens to next-token labels and mask, packing included |
 
+Proof: `check_objective` tries any objective, yours too, given as an `ObjectiveCase` (with example inputs), on every law
+in `LAWS`, `check_law` on one; what holds gives a `divergences.Verdict`, what does not raises `divergences.BrokenLaw`.
+
 Importing this package loads JAX and NumPy and nothing else.
 """
 
@@ -26,8 +29,12 @@ from divax.objectives.absolute_pair_losses import ApoZero as ApoZero
 from divax.objectives.absolute_pair_losses import BcoPair as BcoPair
 from divax.objectives.absolute_pair_losses import NcaPair as NcaPair
 from divax.objectives.absolute_pair_losses import SppoHard as SppoHard
+from divax.objectives.case import ObjectiveCase as ObjectiveCase
 from divax.objectives.causal import CausalTargets as CausalTargets
 from divax.objectives.causal import align_causal as align_causal
+from divax.objectives.checks import LAWS as LAWS
+from divax.objectives.checks import check_law as check_law
+from divax.objectives.checks import check_objective as check_objective
 from divax.objectives.cross_entropy import cross_entropy as cross_entropy
 from divax.objectives.distillation import distillation as distillation
 from divax.objectives.link_score import score as score
