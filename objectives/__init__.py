@@ -28,7 +28,7 @@ Preferences, all from log-probs of completions summed over their tokens:
 | | `Exponential`, `DiscoPop` |
 | of each reward | `NcaPair`, `BcoPair`, `SppoHard`, `ApoZero`, `ApoDown` |
 | | `ChosenDropPenalty`, `DecoupledLogistic` |
-| to one loss | `pair_mean`, `OptimisticMean` (Dr.DPO), `PessimisticMean` (DRO), `TailMean` (CVaR) |
+| to one loss | `pair_mean` (`PairMean`), `OptimisticMean` (Dr.DPO), `PessimisticMean` (DRO), `TailMean` (CVaR) |
 
 A `PairAggregate` is the type of the last row.
 
@@ -41,6 +41,7 @@ Around them: `score` (the implicit reward of a divergence), `sequential_risk` of
 | `Weighted` | a sum and a count; `+`, scalar `*`, `mean()` |
 | `token_mean`, `sequence_mean`, `constant_sum` | per-token values and a mask to a `Weighted` |
 | `Reduction` | the type of those three |
+| `label_log_probs` | log-probs of tokens from hidden states, logits in chunks |
 | `align_causal`, `CausalTargets` | tokens to next-token labels and mask, packing included |
 
 Proof: `check_objective` tries any objective, yours too, given as an `ObjectiveCase` (with example inputs), on every law
@@ -62,6 +63,7 @@ from divax.objectives.checks import check_law as check_law
 from divax.objectives.checks import check_objective as check_objective
 from divax.objectives.cross_entropy import cross_entropy as cross_entropy
 from divax.objectives.distillation import distillation as distillation
+from divax.objectives.label_log_probs import label_log_probs as label_log_probs
 from divax.objectives.link_score import score as score
 from divax.objectives.margin_losses import DiscoPop as DiscoPop
 from divax.objectives.margin_losses import ExoPair as ExoPair
@@ -76,6 +78,7 @@ from divax.objectives.pair_loss import AbstractPairLoss as AbstractPairLoss
 from divax.objectives.pair_loss import LossSum as LossSum
 from divax.objectives.pair_mean import OptimisticMean as OptimisticMean
 from divax.objectives.pair_mean import PairAggregate as PairAggregate
+from divax.objectives.pair_mean import PairMean as PairMean
 from divax.objectives.pair_mean import PessimisticMean as PessimisticMean
 from divax.objectives.pair_mean import TailMean as TailMean
 from divax.objectives.pair_mean import pair_mean as pair_mean

@@ -52,6 +52,21 @@ def pair_mean(losses: ArrayLike, weights: ArrayLike) -> Weighted:
 
 
 @frozen_pytree
+class PairMean:
+    """`pair_mean` as a value, for where an aggregate is a field of something that is traced.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(PairMean()(jnp.array([1.0, 3.0]), jnp.ones(2)).mean())
+        2.0
+    """
+
+    def __call__(self, losses: ArrayLike, weights: ArrayLike) -> Weighted:
+        """The weighted mean."""
+        return pair_mean(losses, weights)
+
+
+@frozen_pytree
 class OptimisticMean:
     """`-t log E exp(-l/t)`, the Dr.DPO aggregate: pairs that look mislabelled count for less.
 

@@ -4,6 +4,7 @@
 |---|---|
 | `distillation` | a student on a teacher's next-token distributions, under any divergence |
 | `language_model` | a model on the next token |
+| `preference` | a policy on preference pairs, under any objective of them: f-DPO and its relatives |
 
 | part | what it is |
 |---|---|
@@ -15,6 +16,15 @@
 | `sampler_logits` | the tempered and truncated distribution that is sampled from |
 | `Decoding`, `KVCache` | how a model reads token by token; a transformer's cache |
 | `AbstractTeacher`, `LiveTeacher` | the teacher's slot |
+| `FDPO`, `PairObjective` | what `preference` minimises |
+| `PairBatch`, `PairLogps` | preference pairs as rows of completions; their log-probs |
+| `pair_batch`, `packed_pair_batch` | token ids to a `PairBatch`, one completion to a row or several |
+| `AbstractReference`, `FixedReference`, `MovingReference` | the reference policy's slot |
+| `following`, `FollowingState` | an optimizer whose state carries a moving reference |
+| `average_params`, `low_rank` | a soup of policies; a policy that is a low-rank correction (LoRA) |
+| `precompute_reference`, `check_start` | reference log-probs once; the policy must start from it |
+| `completion_log_probs`, `completion_lengths` | sums over completions, logits in chunks |
+| `make_coupled_step` | one update under a loss that couples rows, exact in micro-batches |
 | `Batch` | token sequences, mask, segments |
 | `fit` | the loop: log, evaluation, checkpoints, resume |
 | `Checkpoints`, `MetricsLog` | what `fit` writes, for loops of your own |
@@ -31,6 +41,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from divax.trainers.batch import Batch as Batch
     from divax.trainers.checkpoint import Checkpoints as Checkpoints
+    from divax.trainers.completions import completion_lengths as completion_lengths
+    from divax.trainers.completions import completion_log_probs as completion_log_probs
+    from divax.trainers.coupled_step import make_coupled_step as make_coupled_step
     from divax.trainers.decoder import TransformerConfig as TransformerConfig
     from divax.trainers.decoder import transformer as transformer
     from divax.trainers.decoding import Decoding as Decoding
@@ -45,6 +58,22 @@ if TYPE_CHECKING:
     from divax.trainers.model import Model as Model
     from divax.trainers.model import parameter_count as parameter_count
     from divax.trainers.model import predict as predict
+    from divax.trainers.pairs import PairBatch as PairBatch
+    from divax.trainers.pairs import PairLogps as PairLogps
+    from divax.trainers.pairs import packed_pair_batch as packed_pair_batch
+    from divax.trainers.pairs import pair_batch as pair_batch
+    from divax.trainers.preference_trainer import FDPO as FDPO
+    from divax.trainers.preference_trainer import PairObjective as PairObjective
+    from divax.trainers.preference_trainer import check_start as check_start
+    from divax.trainers.preference_trainer import precompute_reference as precompute_reference
+    from divax.trainers.preference_trainer import preference as preference
+    from divax.trainers.reference import AbstractReference as AbstractReference
+    from divax.trainers.reference import FixedReference as FixedReference
+    from divax.trainers.reference import FollowingState as FollowingState
+    from divax.trainers.reference import MovingReference as MovingReference
+    from divax.trainers.reference import average_params as average_params
+    from divax.trainers.reference import following as following
+    from divax.trainers.reference import low_rank as low_rank
     from divax.trainers.sampling import Samples as Samples
     from divax.trainers.sampling import sample as sample
     from divax.trainers.state import TrainState as TrainState
@@ -61,6 +90,25 @@ if TYPE_CHECKING:
     from divax.trainers.truncation import sampler_logits as sampler_logits
 
 _MODULES = {
+    "completions": ("completion_lengths", "completion_log_probs"),
+    "coupled_step": ("make_coupled_step",),
+    "pairs": ("PairBatch", "PairLogps", "packed_pair_batch", "pair_batch"),
+    "preference_trainer": (
+        "FDPO",
+        "PairObjective",
+        "check_start",
+        "precompute_reference",
+        "preference",
+    ),
+    "reference": (
+        "AbstractReference",
+        "FixedReference",
+        "FollowingState",
+        "MovingReference",
+        "average_params",
+        "following",
+        "low_rank",
+    ),
     "batch": ("Batch",),
     "checkpoint": ("Checkpoints",),
     "distillation_trainer": ("distillation",),
@@ -83,30 +131,49 @@ _MODULES = {
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "FDPO",
+    "AbstractReference",
     "AbstractTeacher",
     "Batch",
     "Checkpoints",
     "Corpus",
     "Decoding",
+    "FixedReference",
+    "FollowingState",
     "Interrupted",
     "KVCache",
     "LiveTeacher",
     "MetricsLog",
     "Model",
+    "MovingReference",
     "NonFiniteError",
+    "PairBatch",
+    "PairLogps",
+    "PairObjective",
     "RunError",
     "Samples",
     "TrainState",
     "Trainer",
     "TransformerConfig",
+    "average_params",
+    "check_start",
+    "completion_lengths",
+    "completion_log_probs",
     "consecutive_windows",
     "distillation",
     "fit",
+    "following",
     "language_model",
+    "low_rank",
+    "make_coupled_step",
     "make_step",
     "make_trainer",
+    "packed_pair_batch",
+    "pair_batch",
     "parameter_count",
+    "precompute_reference",
     "predict",
+    "preference",
     "python_topics",
     "random_windows",
     "sample",

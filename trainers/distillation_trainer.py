@@ -116,9 +116,9 @@ def distillation(
 
 
 def _evaluation_sums(student, vocab_size):
-    def sums(params, batch, teacher, divergence):
+    def sums(state, batch, teacher, divergence):
         del divergence
-        logits, teacher_logits = predict(student, params, batch), teacher(batch)
+        logits, teacher_logits = predict(student, state.params, batch), teacher(batch)
         return {
             **prediction_sums(logits, batch, vocab_size),
             **comparison_sums(logits, teacher_logits, batch, vocab_size),

@@ -61,8 +61,8 @@ def language_model(
     return make_trainer(
         init_params=model.init,
         step=make_step(loss_fn, optimizer, micro_batches),
-        sums=lambda params, batch: prediction_sums(
-            predict(model, params, batch), batch, vocab_size
+        sums=lambda state, batch: prediction_sums(
+            predict(model, state.params, batch), batch, vocab_size
         ),
         summarise=summarise,
         optimizer=optimizer,

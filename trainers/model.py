@@ -65,19 +65,43 @@ def predict(model: Model, params: Any, batch: Batch) -> jax.Array:
         >>> predict(table, jnp.eye(4), Batch(tokens=jnp.zeros((2, 3), jnp.int32))).shape
         (2, 3, 4)
     """
+    return _run(model.apply, "apply", params, batch)
+
+
+def hidden_states(model: Model, params: Any, batch: Batch) -> jax.Array:
+    """The states before the vocabulary head on a batch, `[B, T, D]`.
+
+    Args:
+        model: a model that exposes `hidden`.
+        params: its parameters.
+        batch: the tokens; `segment_ids` are handed on when there are any.
+
+    Raises:
+        ValueError: the model has no `hidden`, or the batch is packed and it takes no `segment_ids`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> model = Model(
+        ...     init=lambda key: jnp.eye(4), apply=lambda params, tokens: params[tokens] @ params,
+        ...     hidden=lambda params, tokens: params[tokens], head=lambda params: params,
+        ... )
+        >>> hidden_states(model, jnp.eye(4), Batch(tokens=jnp.zeros((2, 3), jnp.int32))).shape
+        (2, 3, 4)
+    """
+    if model.hidden is None:
+        raise ValueError("the model exposes no hidden(params, tokens)")
+    return _run(model.hidden, "hidden", params, batch)
+
+
+def _run(function: Callable[..., Any], name: str, params: Any, batch: Batch) -> jax.Array:
     if batch.segment_ids is None:
-        return model.apply(params, batch.tokens)
-    if not _takes_segment_ids(model.apply):
+        return function(params, batch.tokens)
+    if "segment_ids" not in inspect.signature(function).parameters:
         raise ValueError(
-            "the batch has segment_ids, but the model's apply(params, tokens) takes none: "
+            f"the batch has segment_ids, but the model's {name}(params, tokens) takes none: "
             "give it a segment_ids argument, or unpack the batch"
         )
-    return model.apply(params, batch.tokens, segment_ids=batch.segment_ids)
-
-
-def _takes_segment_ids(apply: Callable[..., Any]) -> bool:
-    parameters = inspect.signature(apply).parameters
-    return "segment_ids" in parameters
+    return function(params, batch.tokens, segment_ids=batch.segment_ids)
 
 
 def parameter_count(params: Any) -> int:

@@ -66,7 +66,7 @@ def make_step(
         params = optax.apply_updates(state.params, updates)
         report = {"loss": loss.mean(), **{name: value.mean() for name, value in metrics.items()}}
         report["grad_norm"] = optax.tree.norm(grads)
-        report |= _stated_learning_rate(opt_state)
+        report |= stated_learning_rate(opt_state)
         return TrainState(params, opt_state, state.step + 1, state.key), report
 
     return step
@@ -83,11 +83,11 @@ def _accumulate(loss_fn, params, batch, key, frozen, micro_batches):
         grads, (loss, metrics) = jax.grad(total, has_aux=True)(
             params, part, jax.random.fold_in(key, index)
         )
-        return jax.tree.map(_widen, grads), loss, metrics
+        return jax.tree.map(widen, grads), loss, metrics
 
     if micro_batches == 1:
         return sums(batch, 0)
-    parts = jax.tree.map(lambda x: _split(x, micro_batches), batch)
+    parts = jax.tree.map(lambda x: split_rows(x, micro_batches), batch)
     first = jax.tree.map(lambda x: x[0], parts)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(sums, first, 0))
 
@@ -97,11 +97,13 @@ def _accumulate(loss_fn, params, batch, key, frozen, micro_batches):
     return jax.lax.scan(add, zeros, (parts, jnp.arange(micro_batches)))[0]
 
 
-def _widen(x: jax.Array) -> jax.Array:
+def widen(x: jax.Array) -> jax.Array:
+    """At least float32, in which sums over micro-batches keep their digits."""
     return x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
 
 
-def _stated_learning_rate(opt_state: Any) -> dict[str, jax.Array]:
+def stated_learning_rate(opt_state: Any) -> dict[str, jax.Array]:
+    """`learning_rate`, where the optimizer's state states one."""
     for path, value in optax.tree.get_all_with_path(opt_state, "learning_rate"):
         # A parameter, or a schedule's own state, may have the same name.
         if any(getattr(entry, "name", None) == "hyperparams" for entry in path):
@@ -109,7 +111,8 @@ def _stated_learning_rate(opt_state: Any) -> dict[str, jax.Array]:
     return {}
 
 
-def _split(x: jax.Array, micro_batches: int) -> jax.Array:
+def split_rows(x: jax.Array, micro_batches: int) -> jax.Array:
+    """`[rows, ...]` to `[micro_batches, rows / micro_batches, ...]`; part m holds rows m, m + micro_batches, ..."""
     rows = x.shape[0]
     if rows % micro_batches:
         raise ValueError(f"{micro_batches} micro-batches do not divide a batch of {rows} rows")

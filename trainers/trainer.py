@@ -48,7 +48,7 @@ def make_trainer(
     Args:
         init_params: `init_params(key) -> params`.
         step: `(state, batch, *frozen) -> (state, metrics)`, see `make_step`.
-        sums: `(params, batch, *frozen) -> sums` of one evaluation batch.
+        sums: `(state, batch, *frozen) -> sums` of one evaluation batch.
         summarise: all the batches' sums, on the host, to numbers.
         optimizer: the one that `step` updates with.
         frozen: pytrees that are passed to every step as arguments: never donated, never compiled
@@ -65,7 +65,7 @@ def make_trainer(
         >>> trainer = tr.make_trainer(
         ...     init_params=lambda key: jnp.float32(0),
         ...     step=tr.make_step(loss_fn, optimizer),
-        ...     sums=lambda params, batch: loss_fn(params, batch, None)[0].total,
+        ...     sums=lambda state, batch: loss_fn(state.params, batch, None)[0].total,
         ...     summarise=lambda totals: {"error": float(sum(totals))},
         ...     optimizer=optimizer,
         ... )
@@ -94,8 +94,7 @@ def make_trainer(
 
     def evaluate(state: TrainState, batches: Iterable[Any]) -> dict[str, float]:
         return summarise(
-            jax.device_get(measure(state.params, place_batch(batch, mesh), *frozen))
-            for batch in batches
+            jax.device_get(measure(state, place_batch(batch, mesh), *frozen)) for batch in batches
         )
 
     return Trainer(

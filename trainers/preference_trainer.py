@@ -1,0 +1,277 @@
+"""Preference optimisation of a policy on pairs of completions, under any objective of their log-probs."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jax.typing import ArrayLike
+
+from divax import objectives
+from divax.divergences import AbstractDivergence, ReverseKL
+from divax.divergences import divergence as frozen_pytree
+from divax.objectives import AbstractPairLoss, Logistic, PairAggregate, PairMean, Weighted
+from divax.trainers.batch import Batch
+from divax.trainers.completions import completion_lengths, completion_log_probs
+from divax.trainers.coupled_step import make_coupled_step
+from divax.trainers.errors import RunError
+from divax.trainers.model import Model
+from divax.trainers.pairs import PairBatch, PairLogps
+from divax.trainers.preference_evaluation import pair_sums, summarise_pairs
+from divax.trainers.reference import AbstractReference
+from divax.trainers.trainer import Trainer, make_trainer
+
+#: From the log-probs of a batch's pairs to a loss and metrics.
+PairObjective = Callable[[PairLogps], tuple[Weighted, dict[str, Weighted]]]
+
+
+@frozen_pytree
+class FDPO:
+    """`objectives.preference` as an objective of pairs, its numbers traced.
+
+    Attributes:
+        divergence: an admissible f-divergence D(reference, policy).
+        loss: of a pair.
+        beta: `> 0`.
+        label_probs: that the labels are right.
+        aggregate: pairs to a loss.
+
+    Example:
+        >>> import jax
+        >>> jax.tree.leaves(FDPO(beta=0.2, label_probs=0.9))
+        [0.2, 0.9]
+    """
+
+    divergence: AbstractDivergence = ReverseKL()
+    loss: AbstractPairLoss = Logistic()
+    beta: ArrayLike = 0.1
+    label_probs: ArrayLike | None = None
+    aggregate: PairAggregate = PairMean()
+
+    def __call__(self, pairs: PairLogps) -> tuple[Weighted, dict[str, Weighted]]:
+        """The loss and metrics of `objectives.preference`."""
+        return objectives.preference(
+            chosen_logps=pairs.chosen_logps,
+            rejected_logps=pairs.rejected_logps,
+            reference_chosen_logps=pairs.reference_chosen_logps,
+            reference_rejected_logps=pairs.reference_rejected_logps,
+            divergence=self.divergence,
+            loss=self.loss,
+            beta=self.beta,
+            label_probs=self.label_probs,
+            aggregate=self.aggregate,
+            weights=pairs.weights,
+        )
+
+
+def preference(
+    *,
+    policy: Model,
+    params: Any,
+    reference: AbstractReference,
+    optimizer: optax.GradientTransformation,
+    objective: PairObjective = FDPO(),  # noqa: B008 (frozen value)
+    reference_model: Model | None = None,
+    micro_batches: int = 1,
+    segments: int = 1,
+    chunk_size: int = 1024,
+    mesh: Mesh | None = None,
+) -> Trainer:
+    """Trains a policy so that what it prefers over a reference agrees with preference labels.
+
+    The update is exact for every objective and any number of micro-batches: see `coupled_step`.
+
+    Args:
+        policy: the model that is trained.
+        params: the parameters that it starts from.
+        reference: `FixedReference(params)`, or `MovingReference()` with a `following` optimizer.
+            A batch that carries `reference_logps` is not asked again.
+        optimizer: any Optax transformation.
+        objective: `FDPO(divergence, loss, beta, ...)`, or any function of `PairLogps`, such as
+            `lambda pairs: objectives.simpo(chosen_logps=pairs.chosen_logps, ...)`.
+        reference_model: the reference's model, where it is not the policy's.
+        micro_batches: parts that the completions of a batch are split into.
+        segments: completions that a packed row may hold; see `packed_pair_batch`.
+        chunk_size: positions whose logits exist at a time.
+        mesh: a JAX mesh; see `divax.trainers.sharding`.
+
+    Returns:
+        A `Trainer` on `PairBatch`es. `evaluate` gives the means of the objective's metrics, the
+        `ece` of the implied preference probability, and `length_correlation`.
+
+    Raises:
+        TypeError: a reference or an objective that is none.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from divax import trainers as tr
+        >>> table = tr.Model(
+        ...     init=lambda key: jnp.zeros((4, 4)), apply=lambda params, tokens: params[tokens]
+        ... )
+        >>> base = jnp.zeros((4, 4))
+        >>> trainer = tr.preference(
+        ...     policy=table, params=base, reference=tr.FixedReference(base),
+        ...     optimizer=optax.sgd(1.0), objective=tr.FDPO(beta=0.5),
+        ... )
+        >>> batch = tr.pair_batch([((0,), (1,), (2,))], pad_to=2)
+        >>> state, metrics = trainer.step(trainer.init(jax.random.key(0)), batch)
+        >>> round(float(metrics["loss"]), 4)  # log 2: the policy is the reference
+        0.6931
+        >>> trainer.evaluate(state, [batch])["rewards/accuracies"]
+        1.0
+
+    Source: as `objectives.preference`.
+    """
+    if not isinstance(reference, AbstractReference):
+        raise TypeError(
+            f"reference must be an AbstractReference, got {type(reference).__name__}: "
+            "wrap parameters as tr.FixedReference(params)"
+        )
+    if isinstance(objective, type) or not callable(objective):
+        raise TypeError(
+            f"objective must be a function of PairLogps such as tr.FDPO(), got {objective!r}"
+        )
+    rows = _Rows(policy, reference_model or policy, segments, chunk_size)
+
+    def step(state, batch, reference, objective):
+        held = rows.reference_logps(batch, reference, state.opt_state)
+        update = make_coupled_step(
+            rows_fn=rows.logps,
+            loss_fn=lambda logps, batch: objective(rows.pairs(logps, held, batch)),
+            optimizer=optimizer,
+            rows_of=lambda batch: batch.completions,
+            micro_batches=micro_batches,
+        )
+        return update(state, batch)
+
+    def sums(state, batch, reference, objective):
+        held = rows.reference_logps(batch, reference, state.opt_state)
+        logps = rows.logps(state.params, batch.completions)
+        return pair_sums(objective, rows.pairs(logps, held, batch))
+
+    return make_trainer(
+        init_params=lambda key: jax.tree.map(jnp.copy, params),
+        step=step,
+        sums=sums,
+        summarise=summarise_pairs,
+        optimizer=optimizer,
+        frozen=(reference, _argument(objective)),
+        mesh=mesh,
+    )
+
+
+class _Rows(NamedTuple):
+    """How rows of completions become log-probs, and these become those of pairs."""
+
+    policy: Model
+    reference_model: Model
+    segments: int
+    chunk_size: int
+
+    def logps(self, params: Any, completions: Batch) -> jax.Array:
+        options = {"segments": self.segments, "chunk_size": self.chunk_size}
+        return completion_log_probs(self.policy, params, completions, **options)
+
+    def reference_logps(
+        self, batch: PairBatch, reference: AbstractReference, opt_state: Any
+    ) -> jax.Array:
+        if batch.reference_logps is not None:
+            return jnp.asarray(batch.reference_logps)
+        model = self._replace(policy=self.reference_model)
+        return jax.lax.stop_gradient(model.logps(reference.params_at(opt_state), batch.completions))
+
+    def pairs(self, logps: jax.Array, reference_logps: jax.Array, batch: PairBatch) -> PairLogps:
+        lengths = completion_lengths(batch.completions, segments=self.segments)
+        flat = [x.reshape(-1) for x in (logps, reference_logps, lengths)]
+        sides = [x[index] for x in flat for index in (batch.chosen, batch.rejected)]
+        return PairLogps(*sides, weights=jnp.asarray(batch.weights))
+
+
+def check_start(
+    *,
+    policy: Model,
+    params: Any,
+    reference_logps: jax.Array,
+    batch: PairBatch,
+    segments: int = 1,
+    tolerance: float = 1e-3,
+) -> None:
+    """Refuses a run whose policy is not its reference at the first step.
+
+    Then every log-ratio is 0 and the logistic loss log 2. Where it is not, the reference was
+    computed otherwise (another dtype, padding, tokens or checkpoint), and training would first
+    unlearn the difference.
+
+    Args:
+        policy: the model.
+        params: the policy's parameters at the start.
+        reference_logps: `[rows, segments]`, of the reference.
+        batch: the pairs.
+        segments: completions that a packed row may hold.
+        tolerance: nats, of a completion's log-ratio.
+
+    Raises:
+        RunError: a log-ratio is larger; the worst completion is named.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divax import trainers as tr
+        >>> table = tr.Model(init=lambda key: 0, apply=lambda params, tokens: params[tokens])
+        >>> batch = tr.pair_batch([((0,), (1,), (2,))], pad_to=2)
+        >>> tr.check_start(
+        ...     policy=table, params=jnp.zeros((4, 4)), reference_logps=jnp.zeros((2, 1)), batch=batch
+        ... )
+        Traceback (most recent call last):
+        divax.trainers.errors.RunError: the policy is not its reference at the start: completion 0 ...
+    """
+    logps = completion_log_probs(policy, params, batch.completions, segments=segments)
+    gap = jnp.abs(logps - reference_logps).reshape(-1)
+    worst = int(jnp.argmax(jnp.where(jnp.isnan(gap), jnp.inf, gap)))
+    if not float(gap[worst]) <= tolerance:
+        mine, theirs = float(logps.reshape(-1)[worst]), float(reference_logps.reshape(-1)[worst])
+        raise RunError(
+            f"the policy is not its reference at the start: completion {worst} has log-probability "
+            f"{mine:.6g} under the policy and {theirs:.6g} under the reference; start the policy "
+            "from the reference's parameters and score both with the same dtype and tokens"
+        )
+
+
+def precompute_reference(
+    model: Model, params: Any, batches: Iterable[PairBatch], *, segments: int = 1
+) -> Iterable[PairBatch]:
+    """The batches with the reference's log-probs in them, so that training runs it no more.
+
+    Args:
+        model: the reference's model.
+        params: its parameters.
+        batches: pairs.
+        segments: completions that a packed row may hold.
+
+    Returns:
+        The batches, one by one.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divax import trainers as tr
+        >>> table = tr.Model(init=lambda key: 0, apply=lambda params, tokens: params[tokens])
+        >>> batch = tr.pair_batch([((0,), (1,), (2, 3))], pad_to=3)
+        >>> (known,) = tr.precompute_reference(table, jnp.zeros((4, 4)), [batch])
+        >>> [round(float(logp), 4) for logp in known.reference_logps[:, 0]]  # log 1/4 and twice that
+        [-1.3863, -2.7726]
+    """
+    score = jax.jit(
+        lambda params, completions: completion_log_probs(
+            model, params, completions, segments=segments
+        )
+    )
+    for batch in batches:
+        yield dataclasses.replace(batch, reference_logps=score(params, batch.completions))
+
+
+def _argument(objective: PairObjective) -> Any:
+    """An objective as an argument of a jitted function: a pytree as it is, a function as structure."""
+    is_function = jax.tree_util.all_leaves([objective])
+    return jax.tree_util.Partial(objective) if is_function else objective
