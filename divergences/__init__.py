@@ -13,9 +13,9 @@ Members, by what they compute (`get` and `names` reach them by their snake-case 
   distributions: `generalized_cauchy_schwarz`), `Hoelder`, `LogVariance`, `GeometricJS`.
 - sums of powers: `Beta`, `AlphaBeta`.
 - adaptive: `AdaptiveKL` (and `head_mask`, the head it uses), `AdaptiveAlpha`, `EntropyGatedKL` (and `entropy`).
-- on few tokens: `TopK` and `TopKRenormalized` (each an `AbstractTopK`), in two steps `coarsen`, `coarsen_cached` and `drop_tail` (which return
-  `Coarse` rows; a teacher's `TopKCache` comes from `cache_top_k`); from sampled tokens `sampled_divergence`, with
-  `sample_tokens` and `sample_distinct_tokens` (a `TokenSample`).
+- on few tokens: `TopK` and `TopKRenormalized` (each an `AbstractTopK`), in two steps `coarsen`, `coarsen_cached` and
+  `drop_tail` (which return `Coarse` rows; a teacher's `TopKCache` comes from `cache_top_k`); from sampled tokens
+  `sampled_divergence`, with `sample_tokens` and `sample_distinct_tokens` (a `TokenSample`).
 - transport (each an `AbstractTransport`; 0–1 cost, a matrix, or an `EmbeddingCost`, and `TopK` around it for a whole
   vocabulary): `Sinkhorn` (and its solver `sinkhorn_potentials`, which returns `SinkhornPotentials`), `AnnealedSinkhorn`
   (`annealed_potentials`) for sharp ε, `UnbalancedSinkhorn` (`unbalanced_potentials`), `self_potentials` for OT_ε(p, p);
@@ -41,8 +41,8 @@ Proof: `check_divergence` tries any divergence, yours too, on every law in `LAWS
 holds gives a `Verdict`, what does not raises `BrokenLaw`, naming the law and the inputs that broke it.
 
 What a new member states: `AbstractDivergence` (`InfiniteAt`), `AbstractTokenDivergence` (if it tells tokens apart),
-`AbstractRowDivergence` (its value and slopes) or `AbstractFDivergence` (`Limits`, on a `Pair`), with the decorator `divergence`; `log_softmax` is the normalisation that
-survives impossible tokens.
+`AbstractRowDivergence` (its value and slopes) or `AbstractFDivergence` (`Limits`, on a `Pair`), with the decorator
+`divergence`; `log_softmax` is the normalisation that survives impossible tokens.
 """
 
 from divax.divergences.adaptive_alpha import AdaptiveAlpha as AdaptiveAlpha

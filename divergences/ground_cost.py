@@ -35,6 +35,7 @@ class EmbeddingCost:
 
     Attributes:
         embeddings: `[V, d]`, any float dtype: rows of the output head or the embedding table, usually frozen; finite.
+            A divergence upcasts a bfloat16 table as a whole: give it the float32 one if there is one.
         metric: the distance.
 
     Example:

@@ -23,6 +23,9 @@ class Sinkhorn(AbstractTransport):
     Called with logits `[..., V]`, returns `[...]` in units of the cost, float32. Masking as in
     `AbstractDivergence.__call__`. For a cost that is not of negative type the debiased value may be negative.
 
+    The self-terms are solved like the rest, so that the value at p = q is exactly 0. They may take thousands of iterations
+    where ε is small against the cost: there, and for a whole vocabulary, `AnnealedSinkhorn` takes a few.
+
     Attributes:
         epsilon: regularisation, > 0; may be traced.
         cost: `[V, V]`, an `EmbeddingCost`, or None for the 0–1 cost (O(V) per iteration; ε → 0 gives total variation).

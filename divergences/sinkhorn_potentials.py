@@ -97,7 +97,9 @@ def solved_by(
     cost = checked_cost(cost, log_p)
     # A row in which either side has no possible token is not a transport problem; it is worth 0.
     legal = jnp.all(jnp.any(jnp.stack([log_p, log_q]) > -jnp.inf, -1), 0)
-    log_p, log_q = (jnp.where(legal[..., None], x, -jnp.log(float(x.shape[-1]))) for x in (log_p, log_q))
+    log_p, log_q = (
+        jnp.where(legal[..., None], x, -jnp.log(float(x.shape[-1]))) for x in (log_p, log_q)
+    )
     frozen = jax.lax.stop_gradient((log_p, log_q, epsilon, cost))
     f, g, error, iterations = iterate(*frozen)
     f, g = jax.lax.stop_gradient((f, g))

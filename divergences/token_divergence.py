@@ -26,7 +26,7 @@ class AbstractTokenDivergence(AbstractDivergence):
         ...     def rows(self, target, model):
         ...         gap = jnp.exp(dv.log_softmax(target)) - jnp.exp(dv.log_softmax(model))
         ...         return jnp.sum(self.weights * jnp.abs(gap), -1)
-        ...     def on_tokens(self, ids, *, tail):
+        ...     def on_tokens(self, ids, *, vocabulary, tail):
         ...         if tail:
         ...             raise ValueError("weighted_gap has no weight for the bucket of other tokens")
         ...         return WeightedGap(weights=self.weights[ids])
@@ -36,11 +36,12 @@ class AbstractTokenDivergence(AbstractDivergence):
     """
 
     @abc.abstractmethod
-    def on_tokens(self, ids: jax.Array, *, tail: bool) -> AbstractDivergence:
+    def on_tokens(self, ids: jax.Array, *, vocabulary: int, tail: bool) -> AbstractDivergence:
         """This divergence for rows of K tokens.
 
         Args:
             ids: which tokens, integer `[..., K]`; a repeated id is impossible in its later places.
+            vocabulary: V, of which they were taken.
             tail: whether one more atom, the last, stands for all other tokens.
 
         Returns:
@@ -48,14 +49,15 @@ class AbstractTokenDivergence(AbstractDivergence):
         """
 
 
-def on_tokens(div: AbstractDivergence, ids: jax.Array, *, tail: bool) -> AbstractDivergence:
+def on_tokens(
+    div: AbstractDivergence, ids: jax.Array, *, vocabulary: int, tail: bool
+) -> AbstractDivergence:
     """The divergence with every part of it that tells tokens apart told which tokens the rows are made of."""
 
     def tells_apart(part: Any) -> bool:
         return isinstance(part, AbstractTokenDivergence)
 
-    return jax.tree.map(
-        lambda part: part.on_tokens(ids, tail=tail) if tells_apart(part) else part,
-        div,
-        is_leaf=tells_apart,
-    )
+    def restrict(part: Any) -> Any:
+        return part.on_tokens(ids, vocabulary=vocabulary, tail=tail) if tells_apart(part) else part
+
+    return jax.tree.map(restrict, div, is_leaf=tells_apart)

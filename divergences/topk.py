@@ -73,8 +73,8 @@ class TopK(AbstractTopK):
     divergence. `coarsen` and `coarsen_cached` do the same in two steps, and report the coverage.
 
     Around a transport divergence it is what makes a vocabulary affordable: the cost is only ever formed between the kept
-    tokens of a row, and the bucket stands at the mean of the embeddings. With a 0–1 cost the bucket is a token like
-    others. As k grows the value tends to D, but it is no bound.
+    tokens of a row, and the bucket stands at the mean of the embeddings (with a 0–1 cost it is a token like others). As k
+    grows the value tends to D, but it is no bound.
 
     Attributes:
         inner: the divergence.
@@ -105,7 +105,8 @@ class TopK(AbstractTopK):
         """The inner divergence of the coarse rows."""
         ids = self.kept(target, model)
         coarse = _coarse(target, model, ids)
-        return on_tokens(self.inner, ids, tail=True).rows(coarse.target, coarse.model)
+        inner = on_tokens(self.inner, ids, vocabulary=target.shape[-1], tail=True)
+        return inner.rows(coarse.target, coarse.model)
 
 
 @divergence
@@ -135,7 +136,8 @@ class TopKRenormalized(AbstractTopK):
         """The inner divergence of the kept tokens."""
         ids = self.kept(target, model)
         rows = drop_tail(_coarse(target, model, ids))
-        return on_tokens(self.inner, ids, tail=False).rows(rows.target, rows.model)
+        inner = on_tokens(self.inner, ids, vocabulary=target.shape[-1], tail=False)
+        return inner.rows(rows.target, rows.model)
 
 
 def _coarse(target: jax.Array, model: jax.Array, ids: jax.Array) -> Coarse:

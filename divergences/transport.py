@@ -15,6 +15,7 @@ from divax.divergences.ground_cost import EmbeddingCost, gathered
 from divax.divergences.numerics import Scalar, is_traced
 from divax.divergences.sinkhorn_potentials import SinkhornPotentials
 from divax.divergences.token_divergence import AbstractTokenDivergence
+from divax.divergences.vocabulary_mmd import check_embeddings
 
 
 @divergence
@@ -60,16 +61,21 @@ class AbstractTransport(AbstractTokenDivergence):
         stop = {"max_iterations": self.max_iterations, "tolerance": self.tolerance}
         return {"epsilon": self.epsilon, "cost": cost, **stop}
 
-    def on_tokens(self, ids: jax.Array, *, tail: bool) -> Self:
+    def on_tokens(self, ids: jax.Array, *, vocabulary: int, tail: bool) -> Self:
         """The same problem with the cost between these tokens alone; the 0–1 cost counts a tail as one more token.
 
         Raises:
-            ValueError: a tail, with a cost matrix.
+            ValueError: a cost for another vocabulary, or a matrix and a tail.
         """
         if self.cost is None:
             return self
         if isinstance(self.cost, EmbeddingCost):
+            check_embeddings(self.cost.embeddings, vocabulary)
             return dataclasses.replace(self, cost=self.cost.among(ids, tail=tail))
+        if self.cost.shape[-2:] != (vocabulary, vocabulary):
+            raise ValueError(
+                f"cost has shape {self.cost.shape}, but a vocabulary of {vocabulary} needs ({vocabulary}, {vocabulary})"
+            )
         if tail:
             raise ValueError(
                 f"{self.name}: a cost matrix says nothing of the bucket of all other tokens; give "
