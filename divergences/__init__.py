@@ -35,7 +35,8 @@ divides by the curvature. `generator_weight` is h(r) = r²f″(r) for generator 
 Optimum of reward − β·D: `regularized_argmax` (a `RegularizedOptimum`), and `dro_weights`, the same for losses.
 
 From samples: `estimate`, value form × gradient form, and `rao_blackwellized_kl` of sequences; lower bounds
-from a critic, `f_gan_bound`, `donsker_varadhan_bound`, `renyi_bound`, `chi2_bound`.
+from a critic, `f_gan_bound`, `donsker_varadhan_bound`, `renyi_bound`, `chi2_bound`, with a standard error by
+`estimate_bound` (a `BoundEstimate`).
 
 Proof: `check_divergence` tries any divergence, yours too, on every law in `LAWS` (each a `Law`), `check_law` on one; what
 holds gives a `Verdict`, what does not raises `BrokenLaw`, naming the law and the inputs that broke it.
@@ -62,8 +63,10 @@ from divax.divergences.base import InfiniteAt as InfiniteAt
 from divax.divergences.base import divergence as divergence
 from divax.divergences.batch_sinkhorn import batch_sinkhorn as batch_sinkhorn
 from divax.divergences.batch_sinkhorn import sinkd_as_published as sinkd_as_published
+from divax.divergences.bounds import BoundEstimate as BoundEstimate
 from divax.divergences.bounds import chi2_bound as chi2_bound
 from divax.divergences.bounds import donsker_varadhan_bound as donsker_varadhan_bound
+from divax.divergences.bounds import estimate_bound as estimate_bound
 from divax.divergences.bounds import f_gan_bound as f_gan_bound
 from divax.divergences.bounds import renyi_bound as renyi_bound
 from divax.divergences.cauchy_schwarz_samples import (

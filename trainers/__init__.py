@@ -13,6 +13,7 @@
 | `transformer`, `TransformerConfig` | the built-in model |
 | `AbstractTeacher`, `LiveTeacher` | the teacher's slot |
 | `Batch` | token sequences, mask, segments |
+| `train_critic`, `TrainedCritic`, `mlp_critic` | a divergence between two sets of samples, from a bound's critic |
 | `fit` | the loop: log, evaluation, checkpoints, resume |
 | `Checkpoints`, `MetricsLog` | what `fit` writes, for loops of your own |
 | `RunError`, `NonFiniteError`, `Interrupted` | how a run ends early |
@@ -28,6 +29,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from divax.trainers.batch import Batch as Batch
     from divax.trainers.checkpoint import Checkpoints as Checkpoints
+    from divax.trainers.critic import TrainedCritic as TrainedCritic
+    from divax.trainers.critic import mlp_critic as mlp_critic
+    from divax.trainers.critic import train_critic as train_critic
     from divax.trainers.decoder import TransformerConfig as TransformerConfig
     from divax.trainers.decoder import transformer as transformer
     from divax.trainers.distillation_trainer import distillation as distillation
@@ -55,6 +59,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "batch": ("Batch",),
     "checkpoint": ("Checkpoints",),
+    "critic": ("TrainedCritic", "mlp_critic", "train_critic"),
     "distillation_trainer": ("distillation",),
     "errors": ("Interrupted", "NonFiniteError", "RunError"),
     "loop": ("fit",),
@@ -82,6 +87,7 @@ __all__ = [
     "NonFiniteError",
     "RunError",
     "TrainState",
+    "TrainedCritic",
     "Trainer",
     "TransformerConfig",
     "consecutive_windows",
@@ -90,11 +96,13 @@ __all__ = [
     "language_model",
     "make_step",
     "make_trainer",
+    "mlp_critic",
     "parameter_count",
     "predict",
     "python_topics",
     "random_windows",
     "text_file",
+    "train_critic",
     "transformer",
 ]
 
