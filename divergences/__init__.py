@@ -74,7 +74,6 @@ from divax.divergences.cauchy_schwarz_samples import (
 )
 from divax.divergences.cauchy_schwarz_samples import sample_cauchy_schwarz as sample_cauchy_schwarz
 from divax.divergences.checks import LAWS as LAWS
-from divax.divergences.checks import Verdict as Verdict
 from divax.divergences.checks import check_divergence as check_divergence
 from divax.divergences.checks import check_law as check_law
 from divax.divergences.chi2 import ForwardChi2 as ForwardChi2
@@ -129,6 +128,7 @@ from divax.divergences.kl import ForwardKL as ForwardKL
 from divax.divergences.kl import ReverseKL as ReverseKL
 from divax.divergences.law import BrokenLaw as BrokenLaw
 from divax.divergences.law import Law as Law
+from divax.divergences.law import Verdict as Verdict
 from divax.divergences.log1p_abs import Log1pAbs as Log1pAbs
 from divax.divergences.log_variance import LogVariance as LogVariance
 from divax.divergences.mmd import biased_mmd as biased_mmd

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
-
-import jax
+from typing import Any
 
 from divax.divergences import derivative_laws, generator_laws, support_laws, value_laws
 from divax.divergences.base import AbstractDivergence
-from divax.divergences.law import BrokenLaw, Law, Trial
+from divax.divergences.law import Law, Trial, Verdict, named_law, verdict_of
 
 LAWS: Mapping[str, Law] = MappingProxyType(
     {
@@ -55,28 +52,6 @@ LAWS: Mapping[str, Law] = MappingProxyType(
     }
 )
 """The laws by name, in the order in which they are tried."""
-
-
-class Verdict(NamedTuple):
-    """How a divergence fared with one law.
-
-    Example:
-        >>> from divax import divergences as dv
-        >>> verdict = dv.check_law(dv.TotalVariation(), "curvature")
-        >>> verdict.cases, verdict.skipped
-        (0, 'it has no curvature')
-
-    Attributes:
-        law: its name.
-        statement: its statement.
-        cases: how many cases were decided.
-        skipped: why it does not apply, or None.
-    """
-
-    law: str
-    statement: str
-    cases: int
-    skipped: str | None
 
 
 def check_divergence(
@@ -163,23 +138,10 @@ def check_law(
         >>> dv.check_law(dv.ForwardKL(), "duality").skipped is None
         True
     """
-    if law not in LAWS:
-        near = ", ".join(difflib.get_close_matches(law, LAWS, n=3, cutoff=0.0))
-        raise ValueError(f"unknown law {law!r}; did you mean {near}?")
-    one = LAWS[law]
+    one = named_law(LAWS, law)
     trial = Trial(one, div, 6 if vocab_size is None else vocab_size, vocab_size is not None, seed)
     reason = known_exceptions(div).get(law) or one.skipped(trial)
-    if reason and not even_if_skipped:
-        return Verdict(law, one.statement, 0, reason)
-    with jax.enable_x64(True):
-        try:
-            one.check(trial)
-        except BrokenLaw:
-            raise
-        except Exception as error:
-            first_line = str(error).partition("\n")[0]
-            raise trial.broken(f"it raised {type(error).__name__}: {first_line}") from error
-    return Verdict(law, one.statement, trial.cases, None)
+    return verdict_of(one, trial, None if even_if_skipped else reason)
 
 
 def known_exceptions(div: Any) -> dict[str, str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import abc
+import difflib
 import zlib
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +20,11 @@ ROWS = 32
 
 
 class BrokenLaw(AssertionError):
-    """A divergence broke a law; the message names both and shows the inputs.
+    """A divergence, or an objective, broke a law; the message names both and shows the inputs.
 
     Attributes:
         law: the law's name.
-        inputs: what broke it, as NumPy arrays by name (empty when the divergence raised).
+        inputs: what broke it, as NumPy arrays by name (empty when it raised).
 
     Example:
         >>> from divax import divergences as dv
@@ -36,8 +38,11 @@ class BrokenLaw(AssertionError):
         self.inputs = inputs or {}
 
 
-class Law(NamedTuple):
-    """A named statement that every divergence with a certain capability obeys.
+AnyTrial = TypeVar("AnyTrial", bound="AbstractTrial")
+
+
+class Law(NamedTuple, Generic[AnyTrial]):
+    """A named statement that every divergence (or objective) with a certain capability obeys.
 
     Example:
         >>> from divax import divergences as dv
@@ -48,24 +53,69 @@ class Law(NamedTuple):
         name: snake case.
         statement: one line of mathematics.
         check: tries the law; raises BrokenLaw.
-        skipped: why the law does not apply to this divergence, or None when it does.
+        skipped: why the law does not apply to what is on trial, or None when it does.
     """
 
     name: str
     statement: str
-    check: Callable[[Trial], None]
-    skipped: Callable[[Trial], str | None]
+    check: Callable[[AnyTrial], None]
+    skipped: Callable[[AnyTrial], str | None]
+
+
+class Verdict(NamedTuple):
+    """How a divergence (or an objective) fared with one law.
+
+    Example:
+        >>> from divax import divergences as dv
+        >>> verdict = dv.check_law(dv.TotalVariation(), "curvature")
+        >>> verdict.cases, verdict.skipped
+        (0, 'it has no curvature')
+
+    Attributes:
+        law: its name.
+        statement: its statement.
+        cases: how many cases were decided.
+        skipped: why it does not apply, or None.
+    """
+
+    law: str
+    statement: str
+    cases: int
+    skipped: str | None
 
 
 def law(
-    statement: str, *skipped: Callable[[Trial], str | None]
-) -> Callable[[Callable[[Trial], None]], Law]:
-    """Decorator: turns a function of a `Trial` into the law of that name."""
+    statement: str, *skipped: Callable[[AnyTrial], str | None]
+) -> Callable[[Callable[[AnyTrial], None]], Law[AnyTrial]]:
+    """Decorator: turns a function of a trial into the law of that name."""
 
-    def first_reason(trial: Trial) -> str | None:
+    def first_reason(trial: AnyTrial) -> str | None:
         return next((reason for skip in skipped if (reason := skip(trial))), None)
 
     return lambda check: Law(check.__name__, statement, check, first_reason)
+
+
+def named_law(laws: Mapping[str, Law[AnyTrial]], name: str) -> Law[AnyTrial]:
+    """The law of that name; a ValueError that offers the nearest ones where there is none."""
+    if name not in laws:
+        near = ", ".join(difflib.get_close_matches(name, laws, n=3, cutoff=0.0))
+        raise ValueError(f"unknown law {name!r}; did you mean {near}?")
+    return laws[name]
+
+
+def verdict_of(one: Law[AnyTrial], trial: AnyTrial, reason: str | None) -> Verdict:
+    """Tries a law in double precision, unless there is a reason to skip it; an exception is the law broken."""
+    if reason:
+        return Verdict(one.name, one.statement, 0, reason)
+    with jax.enable_x64(True):
+        try:
+            one.check(trial)
+        except BrokenLaw:
+            raise
+        except Exception as error:
+            first_line = str(error).partition("\n")[0]
+            raise trial.broken(f"it raised {type(error).__name__}: {first_line}") from error
+    return Verdict(one.name, one.statement, trial.cases, None)
 
 
 def needs_generator(trial: Trial) -> str | None:
@@ -91,26 +141,55 @@ def _evaluate(div, target, model):
 _evaluate_compiled = jax.jit(_evaluate)
 
 
-class Trial:
-    """One law tried on one divergence: its inputs (reproducible from the seed), its evaluations and its verdict.
+class AbstractTrial(abc.ABC):
+    """One law tried on one thing: the random inputs, reproducible from the seed, and the verdict.
 
     Attributes:
         name: the law's name.
         statement: its statement.
+        rng: generator of this law's inputs.
+        cases: how many cases have been decided so far.
+    """
+
+    def __init__(self, of: Law, seed: int):
+        self.name, self.statement = of.name, of.statement
+        self.rng = np.random.default_rng((seed, zlib.crc32(of.name.encode())))
+        self.cases = 0
+
+    @property
+    @abc.abstractmethod
+    def subject(self) -> str:
+        """The name of what is on trial."""
+
+    def broken(self, claim: str, inputs: dict[str, np.ndarray] | None = None) -> BrokenLaw:
+        """The error to raise: what is on trial, the law, the claim and the inputs."""
+        text = "".join(f", {name}={_show(value)}" for name, value in (inputs or {}).items())
+        return BrokenLaw(
+            f"{self.subject} breaks the law {self.name!r}, {self.statement}: {claim}{text}",
+            self.name,
+            inputs,
+        )
+
+
+class Trial(AbstractTrial):
+    """One law tried on one divergence: its inputs and its evaluations.
+
+    Attributes:
         div: the divergence on trial.
         vocab_size: V of the inputs.
         fixed_vocabulary: no other V can be used (a cost matrix, an embedding).
-        rng: generator of this law's inputs.
-        cases: how many cases have been decided so far.
     """
 
     def __init__(
         self, of: Law, div: AbstractDivergence, vocab_size: int, fixed_vocabulary: bool, seed: int
     ):
-        self.name, self.statement, self.div = of.name, of.statement, div
-        self.vocab_size, self.fixed_vocabulary = vocab_size, fixed_vocabulary
-        self.rng = np.random.default_rng((seed, zlib.crc32(of.name.encode())))
-        self.cases = 0
+        super().__init__(of, seed)
+        self.div, self.vocab_size, self.fixed_vocabulary = div, vocab_size, fixed_vocabulary
+
+    @property
+    def subject(self) -> str:
+        """The divergence's specification."""
+        return self.div.name
 
     @property
     def generator(self) -> AbstractFDivergence:
@@ -170,19 +249,11 @@ class Trial:
         }
         raise self.broken(claim, shown)
 
-    def broken(self, claim: str, inputs: dict[str, np.ndarray] | None = None) -> BrokenLaw:
-        """The error to raise: the divergence, the law, the claim and the inputs."""
-        text = "".join(f", {name}={_show(value)}" for name, value in (inputs or {}).items())
-        return BrokenLaw(
-            f"{self.div.name} breaks the law {self.name!r}, {self.statement}: {claim}{text}",
-            self.name,
-            inputs,
-        )
-
 
 def _show(value: np.ndarray) -> str:
+    edges = 3 if value.ndim < 2 else 1
     return np.array2string(
-        value, precision=9, separator=", ", threshold=20, max_line_width=10**6
+        value, precision=9, separator=", ", threshold=20, edgeitems=edges, max_line_width=10**6
     ).replace("\n", "")
 
 

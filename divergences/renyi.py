@@ -101,6 +101,8 @@ class Renyi(AbstractRowDivergence):
 
     spec_name = "renyi"
     formula = "log(Σ p^a q^(1−a))/(a−1)"
+    # Van Erven and Harremoës, theorem 9: at every order.
+    data_processing = True
 
     order: Scalar = 0.5
 
@@ -146,6 +148,7 @@ class Bhattacharyya(AbstractRowDivergence):
 
     spec_name = "bhattacharyya"
     formula = "−log Σ √(pq)"
+    data_processing = True
 
     def value(self, rows: Rows) -> jax.Array:
         """−log Z at a = ½."""

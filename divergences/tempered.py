@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 
@@ -34,6 +37,11 @@ class Tempered(AbstractDivergence):
 
     spec_name = "tempered"
     formula = "T^k D(softmax(t/T), softmax(s/T))"
+    # Softening and merging tokens do not commute.
+    data_processing = False
+    known_exceptions: ClassVar[Mapping[str, str]] = {
+        "curvature": "near p = q it weighs logits by the softened q, not by q"
+    }
 
     inner: AbstractDivergence
     temperature: Scalar

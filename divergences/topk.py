@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, Self, get_args
+from collections.abc import Mapping
+from typing import ClassVar, Literal, Self, get_args
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,9 @@ class AbstractTopK(AbstractDivergence):
         k: tokens to keep, at most V (with "union": from each side, those of both once).
         keep: whose likeliest tokens, "target", "model" or "union".
     """
+
+    # Merging tokens changes which ones are kept, and may show more of what was not.
+    data_processing = False
 
     inner: AbstractDivergence
     k: int = dataclasses.field(default=64, metadata={"static": True})
@@ -100,6 +104,9 @@ class TopK(AbstractTopK):
 
     spec_name = "top_k"
     formula = "D of K tokens and one bucket"
+    known_exceptions: ClassVar[Mapping[str, str]] = {
+        "one_sided_tokens": "in the bucket a possible token hides an impossible one"
+    }
 
     def rows(self, target: jax.Array, model: jax.Array) -> jax.Array:
         """The inner divergence of the coarse rows."""
@@ -131,6 +138,10 @@ class TopKRenormalized(AbstractTopK):
 
     spec_name = "top_k_renormalized"
     formula = "D of K tokens, renormalised"
+    known_exceptions: ClassVar[Mapping[str, str]] = {
+        "one_sided_tokens": "blind to what is not kept",
+        "one_hot": "which impossible tokens are kept beside the possible one is arbitrary",
+    }
 
     def rows(self, target: jax.Array, model: jax.Array) -> jax.Array:
         """The inner divergence of the kept tokens."""

@@ -123,9 +123,13 @@ def duality(trial: Trial) -> None:
 
 
 def contracts(div: Any) -> bool:
-    """Whether data processing is promised: by every f-divergence, by who says so, by multiples, sums and duals of such."""
-    if isinstance(div, AbstractFDivergence) or getattr(div, "data_processing", False):
-        return True
+    """Whether data processing is promised: by every f-divergence, by who says so, by multiples, sums and duals of such.
+
+    A wrapper that treats tokens one by one before it calls the inner divergence says `data_processing = False`.
+    """
+    said = getattr(div, "data_processing", None)
+    if isinstance(div, AbstractFDivergence) or said is not None:
+        return said is not False
     parts = [*getattr(div, "parts", ()), *([div.inner] if hasattr(div, "inner") else [])]
     return bool(parts) and all(contracts(part) for part in parts)
 

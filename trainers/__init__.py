@@ -11,6 +11,9 @@
 | `make_step`, `TrainState` | one update with exact sum/count accumulation; the state it changes |
 | `Model`, `predict`, `parameter_count` | a model as pure functions of its parameters |
 | `transformer`, `TransformerConfig` | the built-in model |
+| `sample`, `Samples` | autoregressive sampling in one jitted call, with log-probs |
+| `sampler_logits` | the tempered and truncated distribution that is sampled from |
+| `Decoding`, `KVCache` | how a model reads token by token; a transformer's cache |
 | `AbstractTeacher`, `LiveTeacher` | the teacher's slot |
 | `Batch` | token sequences, mask, segments |
 | `train_critic`, `TrainedCritic`, `mlp_critic` | a divergence between two sets of samples, from a bound's critic |
@@ -34,16 +37,20 @@ if TYPE_CHECKING:
     from divax.trainers.critic import train_critic as train_critic
     from divax.trainers.decoder import TransformerConfig as TransformerConfig
     from divax.trainers.decoder import transformer as transformer
+    from divax.trainers.decoding import Decoding as Decoding
     from divax.trainers.distillation_trainer import distillation as distillation
     from divax.trainers.errors import Interrupted as Interrupted
     from divax.trainers.errors import NonFiniteError as NonFiniteError
     from divax.trainers.errors import RunError as RunError
+    from divax.trainers.kv_cache import KVCache as KVCache
     from divax.trainers.language_model_trainer import language_model as language_model
     from divax.trainers.loop import fit as fit
     from divax.trainers.metrics_log import MetricsLog as MetricsLog
     from divax.trainers.model import Model as Model
     from divax.trainers.model import parameter_count as parameter_count
     from divax.trainers.model import predict as predict
+    from divax.trainers.sampling import Samples as Samples
+    from divax.trainers.sampling import sample as sample
     from divax.trainers.state import TrainState as TrainState
     from divax.trainers.step import make_step as make_step
     from divax.trainers.teacher import AbstractTeacher as AbstractTeacher
@@ -55,6 +62,7 @@ if TYPE_CHECKING:
     from divax.trainers.text import text_file as text_file
     from divax.trainers.trainer import Trainer as Trainer
     from divax.trainers.trainer import make_trainer as make_trainer
+    from divax.trainers.truncation import sampler_logits as sampler_logits
 
 _MODULES = {
     "batch": ("Batch",),
@@ -66,12 +74,16 @@ _MODULES = {
     "language_model_trainer": ("language_model",),
     "metrics_log": ("MetricsLog",),
     "model": ("Model", "parameter_count", "predict"),
+    "sampling": ("Samples", "sample"),
     "state": ("TrainState",),
     "step": ("make_step",),
     "teacher": ("AbstractTeacher", "LiveTeacher"),
     "text": ("Corpus", "consecutive_windows", "python_topics", "random_windows", "text_file"),
     "trainer": ("Trainer", "make_trainer"),
+    "truncation": ("sampler_logits",),
     "decoder": ("TransformerConfig", "transformer"),
+    "decoding": ("Decoding",),
+    "kv_cache": ("KVCache",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -80,12 +92,15 @@ __all__ = [
     "Batch",
     "Checkpoints",
     "Corpus",
+    "Decoding",
     "Interrupted",
+    "KVCache",
     "LiveTeacher",
     "MetricsLog",
     "Model",
     "NonFiniteError",
     "RunError",
+    "Samples",
     "TrainState",
     "TrainedCritic",
     "Trainer",
@@ -101,6 +116,8 @@ __all__ = [
     "predict",
     "python_topics",
     "random_windows",
+    "sample",
+    "sampler_logits",
     "text_file",
     "train_critic",
     "transformer",

@@ -8,6 +8,7 @@ import sys
 COMMANDS = {
     "kd": ("divax.trainers.kd_command", "distil a small language model under any divergence"),
     "zoo": ("divax.trainers.zoo_command", "list the divergences; draw them with --plot FILE"),
+    "check": ("divax.trainers.check_command", "prove a divergence or an objective of yours right"),
 }
 
 
@@ -26,7 +27,7 @@ def usage() -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0, or 2 with one line on stderr.
+    """Runs one command and returns its exit code: 0, or 2 with one line on stderr (1: a check failed).
 
     Args:
         arguments: what follows `divax`; `None` reads the process's own.

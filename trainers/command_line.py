@@ -13,17 +13,17 @@ Config = TypeVar("Config")
 
 
 def run_command(
-    prog: str, config_type: type[Config], arguments: list[str], run: Callable[[Config], None]
+    prog: str, config_type: type[Config], arguments: list[str], run: Callable[[Config], int | None]
 ) -> int:
     """Parses the arguments, runs, and returns the exit code.
 
-    0; 2 with one line on stderr for wrong input or a run that cannot go on; 128 + n after signal n.
+    0, or what `run` returns; 2 with one line on stderr for wrong input or a run that cannot go on; 128 + n after signal n.
 
     Args:
         prog: what the user typed, `divax kd`.
         config_type: a frozen dataclass whose docstrings are the help.
         arguments: what followed it.
-        run: what to do with the configuration.
+        run: what to do with the configuration; may return an exit code of its own.
 
     Example:
         >>> import dataclasses
@@ -38,7 +38,7 @@ def run_command(
         config = _parse(prog, config_type, arguments)
         if config is None:
             return 0
-        run(config)
+        return run(config) or 0
     except RunError as error:
         _complain(prog, f"error: {error}")
         return 2
@@ -48,7 +48,6 @@ def run_command(
     except KeyboardInterrupt:
         _complain(prog, "stopped; what earlier checkpoints hold is kept")
         return 130
-    return 0
 
 
 def _complain(prog: str, message: str) -> None:

@@ -7,12 +7,15 @@ so that a training step is a pure function of a pytree.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from divax.trainers.decoding import Decoding, last_of
+from divax.trainers.kv_cache import KVCache
 from divax.trainers.model import Model
 
 
@@ -71,7 +74,7 @@ class TransformerConfig:
 
 
 def transformer(config: TransformerConfig) -> Model:
-    """A decoder-only transformer as a `Model`, with `hidden` and `head`.
+    """A decoder-only transformer as a `Model`, with `hidden`, `head` and `decode`.
 
     `apply(params, tokens, segment_ids=None)` takes `[B, T]` integers below `vocab_size` and
     returns `[B, T, V]` logits; position t sees positions up to t of its own segment.
@@ -100,7 +103,24 @@ def transformer(config: TransformerConfig) -> Model:
     def apply(params, tokens, segment_ids=None):
         return hidden(params, tokens, segment_ids) @ head(params)
 
-    return Model(init=init, apply=apply, hidden=hidden, head=head)
+    def init_cache(params, batch_size, length):
+        del params
+        return KVCache.empty(
+            layers=config.layers,
+            batch_size=batch_size,
+            length=length,
+            heads=config.kv_heads,
+            width=config.head_width,
+            dtype=config.dtype,
+        )
+
+    def extend(params, cache, tokens, lengths):
+        states, cache = nnx.merge(graph, params).extend(tokens, cache)
+        cache = dataclasses.replace(cache, lengths=cache.lengths + lengths)
+        return last_of(states, lengths) @ head(params), cache
+
+    decode = Decoding(init_cache=init_cache, extend=extend)
+    return Model(init=init, apply=apply, hidden=hidden, head=head, decode=decode)
 
 
 class _Decoder(nnx.Module):
@@ -119,11 +139,30 @@ class _Decoder(nnx.Module):
         mask = None
         if segment_ids is not None:
             mask = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
-        rotation = rotary_angles(tokens.shape[1], self.config.head_width, self.config.rope_base)
+
+        def attend(layer, nothing, query, key, value):
+            del layer
+            read = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=True)
+            return read, nothing
+
+        return self._run(tokens, jnp.arange(tokens.shape[1])[None], attend, None)[0]
+
+    def extend(self, tokens, cache):
+        """The states of tokens that follow what the cache holds, and the cache with them."""
+        positions = cache.next_positions(tokens.shape[1])
+
+        def attend(layer, cache, query, key, value):
+            return cache.attend(layer, positions, query, key, value)
+
+        return self._run(tokens, positions, attend, cache)
+
+    def _run(self, tokens, positions, attend, memory):
+        rotation = rotary_angles(positions, self.config.head_width, self.config.rope_base)
         x = self.embed(tokens)
         for i in range(self.config.layers):
-            x = getattr(self, f"block_{i}")(x, rotation, mask)
-        return self.norm(x)
+            block = getattr(self, f"block_{i}")
+            x, memory = block(x, rotation, functools.partial(attend, i, memory))
+        return self.norm(x), memory
 
 
 class _Block(nnx.Module):
@@ -146,33 +185,32 @@ class _Block(nnx.Module):
         self.down = linear(config.swiglu_width, config.width, branch_scale)
         self.config = config
 
-    def __call__(self, x, rotation, mask):
-        x = x + self._attention(self.attention_norm(x), rotation, mask)
+    def __call__(self, x, rotation, attend):
+        read, memory = self._attention(self.attention_norm(x), rotation, attend)
+        x = x + read
         gate, up = jnp.split(self.gate_up(self.mlp_norm(x)), 2, axis=-1)
-        return x + self.down(jax.nn.silu(gate) * up)
+        return x + self.down(jax.nn.silu(gate) * up), memory
 
-    def _attention(self, x, rotation, mask):
+    def _attention(self, x, rotation, attend):
         batch, time, _ = x.shape
         heads, kv_heads, size = self.config.heads, self.config.kv_heads, self.config.head_width
         query = self.query(x).reshape(batch, time, heads, size)
         key, value = jnp.split(self.key_value(x).reshape(batch, time, 2 * kv_heads, size), 2, 2)
-        out = jax.nn.dot_product_attention(
-            rotate(query, rotation), rotate(key, rotation), value, mask=mask, is_causal=True
-        )
-        return self.attention_out(out.reshape(batch, time, heads * size))
+        read, memory = attend(rotate(query, rotation), rotate(key, rotation), value)
+        return self.attention_out(read.reshape(batch, time, heads * size)), memory
 
 
-def rotary_angles(length: int, size: int, base: float) -> jax.Array:
-    """The angles `position * base ** (-2 i / size)`, `[length, size / 2]` float32.
+def rotary_angles(positions: jax.Array, size: int, base: float) -> jax.Array:
+    """The angles `position * base ** (-2 i / size)`: `[B, T]` to `[B, T, size / 2]` float32.
 
     They are relative: a document packed behind another one is rotated as if it stood alone.
 
     Example:
-        >>> rotary_angles(3, 4, 100.0).tolist()[2]
+        >>> rotary_angles(jnp.array([[0, 2]]), 4, 100.0).tolist()[0][1]
         [2.0, 0.20000000298023224]
     """
     frequency = base ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
-    return jnp.arange(length, dtype=jnp.float32)[:, None] * frequency[None]
+    return positions.astype(jnp.float32)[:, :, None] * frequency[None, None]
 
 
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
@@ -180,14 +218,14 @@ def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
 
     Args:
         x: `[B, T, heads, size]`.
-        angles: `[T, size / 2]`.
+        angles: `[B, T, size / 2]`, or `[1, T, size / 2]` for all rows.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> rotate(jnp.array([[[[1.0, 0.0]]]]), jnp.full((1, 1), jnp.pi / 2)).round(3).tolist()
+        >>> rotate(jnp.array([[[[1.0, 0.0]]]]), jnp.full((1, 1, 1), jnp.pi / 2)).round(3).tolist()
         [[[[-0.0, 1.0]]]]
     """
-    cos, sin = jnp.cos(angles)[None, :, None], jnp.sin(angles)[None, :, None]
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)

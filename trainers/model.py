@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from divax.trainers.batch import Batch
+from divax.trainers.decoding import Decoding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,9 @@ class Model:
         hidden: `hidden(params, tokens) -> [B, T, D]`, the states before the vocabulary head.
         head: `head(params) -> [D, V]`, so that `hidden @ head` are the logits and a loss may
             skip them.
+        decode: how it reads token by token, with a cache; without it, `sample` reads the whole
+            prefix again for every token, which gives the same samples.
+        context: the longest sequence that it takes; `None` is no limit.
 
     Example:
         A Flax Linen module is one line away,
@@ -40,6 +44,8 @@ class Model:
     apply: Callable[..., Any]
     hidden: Callable[..., jax.Array] | None = None
     head: Callable[[Any], jax.Array] | None = None
+    decode: Decoding | None = None
+    context: int | None = None
 
 
 def predict(model: Model, params: Any, batch: Batch) -> jax.Array:

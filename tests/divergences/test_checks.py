@@ -6,6 +6,8 @@ import pytest
 
 from divax import divergences as dv
 
+KL = dv.ForwardKL()
+
 NOT_REGISTERED = [
     "alpha(-1.5)",
     "jensen_shannon(0.1)",
@@ -37,6 +39,20 @@ def test_members_obey_the_laws(spec):
         allowed = {"parameter_gradient": "it has no hyper-parameters"}
         skipped = {law: v.skipped for law, v in verdicts.items() if v.skipped}
         assert skipped.items() <= allowed.items()
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *("alpha(0.0)", "alpha(1.0)", "alpha(2.5)", "interpolated_js(0.0)", "interpolated_js(1.0)"),
+        *("skew_forward_kl(0.0)", "skew_reverse_kl(0.0)", "skew_chi2(0.0)", "skew_chi2(1.0)"),
+        *("clipped_alpha(-1.0)", "clipped_alpha(2.0)", "2*jeffreys", "3*total_variation"),
+        "reverse_kl + reverse_chi2",
+    ],
+)
+def test_the_generators_laws_at_special_hyper_parameters(spec):
+    laws = ["standard_form", "generator_derivatives", "link", "conjugate", "limits"]
+    assert all(verdict.cases for verdict in dv.check_divergence(dv.get(spec), laws=laws))
 
 
 def test_a_generator_of_ones_own_obeys_the_laws():
@@ -93,6 +109,8 @@ TRUE_EXCEPTIONS = [
     ("log_variance('uniform')", "curvature"),
     ("wasserstein1", "permutation_equivariant"),
     ("cramer", "permutation_equivariant"),
+    ("tempered(forward_kl, temperature=2, power=2)", "curvature"),
+    ("tempered(forward_kl, temperature=2, power=2)", "data_processing"),
 ]
 
 
@@ -100,6 +118,24 @@ TRUE_EXCEPTIONS = [
 def test_what_a_member_excuses_itself_from_it_does_break(spec, law):
     assert dv.check_law(dv.get(spec), law).skipped is not None
     broken(dv.get(spec), law)
+
+
+TOP_2 = [
+    (dv.TopK, ["data_processing", "one_sided_tokens"]),
+    (dv.TopKRenormalized, ["data_processing", "one_sided_tokens", "one_hot"]),
+]
+
+
+@pytest.mark.parametrize(("wrapper", "laws"), TOP_2)
+def test_what_top_k_excuses_itself_from_it_does_break(wrapper, laws):
+    div = wrapper(inner=KL, k=2)
+    for law in laws:
+        assert dv.check_law(div, law, vocab_size=6).skipped is not None
+        broken(div, law, vocab_size=6)
+
+
+def test_renyi_promises_data_processing_alone_and_in_sums():
+    assert dv.check_law(2 * dv.Renyi(order=3.0) + KL, "data_processing").cases == 512
 
 
 def test_sinkhorn_has_exact_gradients_when_it_is_solved_exactly():

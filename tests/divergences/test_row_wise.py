@@ -76,17 +76,6 @@ KNOWN = len(RANDOM) + len(MASKED)
 EQUAL = slice(KNOWN + 2, KNOWN + 8)
 
 
-def hvp(div, t, s, direction):
-    """Second derivatives along the direction, of the target's and of the model's own block."""
-
-    def blocks(t, s):
-        total = lambda t, s: jnp.sum(div(t, s))  # noqa: E731
-        by_target = jax.jvp(lambda t: jax.grad(total)(t, s), (t,), (direction,))[1]
-        return by_target, jax.jvp(lambda s: jax.grad(total, 1)(t, s), (s,), (direction,))[1]
-
-    return jax.jit(blocks)(t, s)
-
-
 def oracle(name, target, model, parameters):
     return beyond_f.value(name, list(map(float, target)), list(map(float, model)), **parameters)
 
@@ -153,39 +142,6 @@ def test_curvature_is_the_high_temperature_limit(name, parameters):
     want = np.var(TARGETS[0] - MODELS[0]) / 2
     tempered = compiled.value(div.normalized(), TARGETS / 1e4, MODELS / 1e4)[0]
     assert float(tempered * 1e8) == pytest.approx(want, rel=1e-3)
-
-
-@pytest.mark.usefixtures("x64")
-@every_member
-def test_duals_and_second_derivatives(name, parameters):
-    div = CLASSES[name](**parameters)
-    value = np.asarray(compiled.value(div, TARGETS, MODELS))
-    np.testing.assert_allclose(compiled.value(div.dual(), MODELS, TARGETS), value, rtol=1e-11)
-    if name in ("log_variance", "bhattacharyya", "cauchy_schwarz", "hoelder", "beta"):
-        return  # a frozen reference; or Rényi and alpha–beta again, by another name
-    if parameters not in (MEMBERS[name][0], MEMBERS[name][3 % len(MEMBERS[name])]):
-        return  # compiling second derivatives takes seconds: two parameters each
-    direction, h = RNG.normal(size=MODELS.shape), 1e-6
-    finite = np.isfinite(value) & (np.arange(len(value)) < KNOWN)
-    blocks = hvp(div, TARGETS, MODELS, direction)
-    up = (
-        compiled.gradients(div, TARGETS + h * direction, MODELS)[0],
-        compiled.gradients(div, TARGETS, MODELS + h * direction)[1],
-    )
-    down = (
-        compiled.gradients(div, TARGETS - h * direction, MODELS)[0],
-        compiled.gradients(div, TARGETS, MODELS - h * direction)[1],
-    )
-    for block, above, below in zip(blocks, up, down, strict=True):
-        assert np.all(np.isfinite(block))
-        want = (above - below) / (2 * h)
-        np.testing.assert_allclose(block[finite], want[finite], rtol=2e-5, atol=1e-7)
-
-
-@pytest.mark.parametrize("name", MEMBERS)
-def test_vmap_is_a_loop(name):
-    div, t, s = CLASSES[name](), *(x.astype(np.float32) for x in (TARGETS, MODELS))
-    np.testing.assert_allclose(jax.jit(jax.vmap(div))(t, s), compiled.value(div, t, s), rtol=2e-6)
 
 
 @pytest.mark.parametrize(("name", "parameters"), CASES, ids=IDS)

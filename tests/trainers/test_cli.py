@@ -20,7 +20,7 @@ def test_help_lists_the_commands(arguments, capsys):
 
 
 @pytest.mark.parametrize(
-    ("word", "hint"), [("kdd", "did you mean 'kd'?"), ("xyzzy", "choose from kd, zoo")]
+    ("word", "hint"), [("kdd", "did you mean 'kd'?"), ("xyzzy", "choose from kd, zoo, check")]
 )
 def test_an_unknown_command_suggests(word, hint, capsys):
     assert main([word]) == 2
