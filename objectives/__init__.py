@@ -11,6 +11,31 @@ to both value and gradient, whatever it holds.
 | `cross_entropy` | `-log softmax(s)_y` |
 | `preference` | of a pair: `loss(beta (score(s_w) - score(s_l)))`, any admissible divergence |
 
+Preferences, all from log-probs of completions summed over their tokens:
+
+| of | objectives |
+|---|---|
+| pairs | `preference` (f-DPO), `entropy_preference` (H-DPO), `token_preference` (TDPO, Ra-DPO) |
+| pairs, no reference | `cpo`, `simpo` (AlphaPO too), `orpo`, `mapo` |
+| single completions | `kto`, `unpaired_bco`, `ddo`, `kldo`, `negative_only` (D2O), `implicit_process_reward` |
+| demonstrations | `token_nll`, `implicit_reward_sft` |
+| what to forget | `flat` |
+
+| losses of a pair | members |
+|---|---|
+| what they are | `AbstractPairLoss`, of a margin `AbstractMarginLoss`; they add and scale to a `LossSum` |
+| of the margin | `Logistic`, `RobustLogistic`, `Hinge`, `SquaredHinge`, `Squared` (IPO), `ExoPair` |
+| | `Exponential`, `DiscoPop` |
+| of each reward | `NcaPair`, `BcoPair`, `SppoHard`, `ApoZero`, `ApoDown` |
+| | `ChosenDropPenalty`, `DecoupledLogistic` |
+| to one loss | `pair_mean`, `OptimisticMean` (Dr.DPO), `PessimisticMean` (DRO), `TailMean` (CVaR) |
+
+A `PairAggregate` is the type of the last row.
+
+Around them: `score` (the implicit reward of a divergence), `sequential_risk` of a `Risk`
+(`expected`, `TailRisk`, `EntropicRisk`), `process_rewards`, `worst_case_reward`,
+`uncertainty_weighted_reward`, `best_of_n` and `best_of_n_kl`.
+
 | building block | what it does |
 |---|---|
 | `Weighted` | a sum and a count; `+`, scalar `*`, `mean()` |

@@ -10,7 +10,7 @@ from divax.divergences import AbstractDivergence, AbstractFDivergence, ReverseKL
 
 
 def score(
-    divergence: AbstractFDivergence, log_ratio: ArrayLike, tail: ArrayLike = 10.0
+    divergence: AbstractDivergence, log_ratio: ArrayLike, tail: ArrayLike = 10.0
 ) -> jax.Array:
     r"""The implicit reward over beta: `link(s)`, with a linear tail that keeps its gradient alive.
 
@@ -48,6 +48,8 @@ def score(
         Wang, Jiang, Yang, Liu, Chen, "Beyond Reverse KL: Generalizing Direct Preference
         Optimization with Diverse Divergence Constraints", arXiv:2309.16240, theorem 1 (the link).
     """
+    if not isinstance(divergence, AbstractFDivergence):
+        raise TypeError(f"{divergence!r} is not an f-divergence, so it has no score")
     dtype = jnp.result_type(float)
     divergence = jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(dtype), divergence)
     return _score(divergence, jnp.asarray(log_ratio).astype(dtype), jnp.asarray(tail, dtype))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from divax.divergences import AbstractFDivergence, ReverseKL
+from divax.divergences import AbstractDivergence, AbstractFDivergence, ReverseKL
 from divax.objectives.arguments import is_static
 from divax.objectives.link_score import check_admissible, check_reverse_kl, score
 from divax.objectives.margin_losses import Logistic
@@ -26,7 +26,7 @@ def preference(
     reference_rejected_logps: ArrayLike | None = None,
     chosen_lengths: ArrayLike | None = None,
     rejected_lengths: ArrayLike | None = None,
-    divergence: AbstractFDivergence = _REVERSE_KL,
+    divergence: AbstractDivergence = _REVERSE_KL,
     loss: AbstractPairLoss = _LOGISTIC,
     beta: ArrayLike = 0.1,
     beta_normalize: bool = False,
@@ -101,9 +101,9 @@ def preference(
         Wang, Jiang, Yang, Liu, Chen, "Beyond Reverse KL: Generalizing Direct Preference
         Optimization with Diverse Divergence Constraints", arXiv:2309.16240, §3.
     """
-    divergence = _check(divergence, loss, beta, chosen_lengths, margin_offset, label_probs)
+    admissible = _check(divergence, loss, beta, chosen_lengths, margin_offset, label_probs)
     if beta_normalize:
-        divergence = divergence.normalized()  # type: ignore[assignment]
+        admissible = check_admissible(admissible.normalized())
     ratios = log_ratios(
         policy=(chosen_logps, rejected_logps),
         reference=(reference_chosen_logps, reference_rejected_logps),
@@ -111,15 +111,15 @@ def preference(
         weights=weights,
     )
     if reference_chosen_logps is None:
-        check_reverse_kl(divergence, "without reference log-probs the reference is a constant")
+        check_reverse_kl(admissible, "without reference log-probs the reference is a constant")
     beta = _per_pair(beta, "beta", ratios)
     scores = LogRatios(
-        score(divergence, ratios.chosen, tail),
-        score(divergence, ratios.rejected, tail),
+        score(admissible, ratios.chosen, tail),
+        score(admissible, ratios.rejected, tail),
         ratios.weights,
     )
     rows = _rows(loss, scores.chosen, scores.rejected, beta, margin_offset, label_probs, ratios)
-    metrics = pair_metrics(ratios, scores, beta, divergence.f_at_zero, tail)
+    metrics = pair_metrics(ratios, scores, beta, admissible.f_at_zero, tail)
     return aggregate(rows, ratios.weights), metrics
 
 

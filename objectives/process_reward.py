@@ -111,5 +111,5 @@ def process_rewards(
     same = (steps[:, :, None] == steps[:, None, :]) & (live != 0)[:, :, None] & (live != 0)[:, None]
     sums = jnp.einsum("bts,bs->bt", same.astype(scaled.dtype), scaled)
     later = jnp.triu(jnp.ones((ratios.shape[1],) * 2, bool), 1)
-    last = ~jnp.any(same & later, axis=-1) & (live != 0)
+    last = ~jnp.any(same & later[None], axis=-1) & (live != 0)
     return jnp.where(last, sums, 0)

@@ -273,11 +273,14 @@ def _token_means(chosen, rejected, chosen_lengths, rejected_lengths, weights):
 
 
 def _alpha_reward(mean: jax.Array, alpha: jax.Array) -> jax.Array:
-    """`(1 - exp(-alpha m))/alpha`, and m at alpha = 0, smooth between."""
+    """`(1 - exp(-alpha m))/alpha`, and m at alpha = 0; linear where the exponent exceeds 40."""
     small = jnp.abs(alpha) < 1e-4
     safe = jnp.where(small, 1, alpha)
     series = mean * (1 - 0.5 * alpha * mean)
-    return jnp.where(small, series, -jnp.expm1(-safe * mean) / safe)
+    exponent = -safe * mean
+    inner = jnp.minimum(exponent, 40)
+    shaped = jnp.expm1(inner) + jnp.exp(inner) * (exponent - inner)
+    return jnp.where(small, series, -shaped / safe)
 
 
 def _log_odds(log_prob: jax.Array) -> jax.Array:

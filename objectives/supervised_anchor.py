@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from divax.divergences import AbstractFDivergence
+from divax.divergences import AbstractDivergence, AbstractFDivergence
 from divax.divergences import divergence as frozen_pytree
 from divax.objectives.absolute_pair_losses import AbstractAbsolutePairLoss
 from divax.objectives.arguments import is_static
@@ -84,7 +84,7 @@ def implicit_reward_sft(
     *,
     logps: ArrayLike,
     reference_logps: ArrayLike,
-    divergence: AbstractFDivergence,
+    divergence: AbstractDivergence,
     beta: ArrayLike = 0.1,
     baseline: ArrayLike = 0.0,
     weights: ArrayLike | None = None,

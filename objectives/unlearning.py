@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from divax.divergences import AbstractFDivergence, TotalVariation, f_gan_bound
+from divax.divergences import AbstractDivergence, AbstractFDivergence, TotalVariation, f_gan_bound
 from divax.objectives.pairs import check_shape, floats, silence
 from divax.objectives.weighted import Weighted
 
@@ -17,7 +17,7 @@ def flat(
     forget_logps: ArrayLike,
     good_mask: ArrayLike,
     forget_mask: ArrayLike,
-    divergence: AbstractFDivergence = _TOTAL_VARIATION,
+    divergence: AbstractDivergence = _TOTAL_VARIATION,
     weights: ArrayLike | None = None,
 ) -> tuple[Weighted, dict[str, Weighted]]:
     r"""FLAT: minus a variational bound of D(good, forget), with the answers' likelihoods as critic.

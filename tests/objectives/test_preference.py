@@ -1,6 +1,7 @@
 """Pairs under every admissible divergence and loss, against transcriptions from the papers and tabular optima."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,7 @@ def label(value):
     return type(value).__name__ if not isinstance(value, str) else value
 
 
-def pairs(log_ratios_chosen, log_ratios_rejected):
+def pairs(log_ratios_chosen, log_ratios_rejected) -> dict[str, Any]:
     """Log-probs whose log-ratios are given, against a reference that is not zero."""
     reference = (
         -np.linspace(3, 30, len(log_ratios_chosen)),
@@ -295,7 +296,9 @@ def test_hyper_parameters_are_differentiable_and_share_one_compilation(x64):
 
 
 def test_no_gradient_reaches_what_is_held_fixed():
-    arrays = {name: jnp.asarray(value) for name, value in pairs(np.ones(3), -np.ones(3)).items()}
+    arrays: dict[str, Any] = {
+        name: jnp.asarray(value) for name, value in pairs(np.ones(3), -np.ones(3)).items()
+    }
     held = {
         "reference_chosen_logps": arrays.pop("reference_chosen_logps"),
         "reference_rejected_logps": arrays.pop("reference_rejected_logps"),
@@ -307,7 +310,9 @@ def test_no_gradient_reaches_what_is_held_fixed():
 
 
 def test_pairs_of_weight_zero_have_no_influence():
-    arrays = {name: jnp.asarray(value) for name, value in pairs(np.ones(4), -np.ones(4)).items()}
+    arrays: dict[str, Any] = {
+        name: jnp.asarray(value) for name, value in pairs(np.ones(4), -np.ones(4)).items()
+    }
     bad = {name: value.at[1].set(np.nan).at[3].set(-np.inf) for name, value in arrays.items()}
     weights = jnp.array([1.0, 0.0, 2.0, 0.0])
     offset = jnp.array([0.1, np.nan, 0.2, np.inf])
@@ -334,7 +339,7 @@ def test_pairs_of_weight_zero_have_no_influence():
 
 
 def test_an_empty_batch_of_pairs_is_zero():
-    arrays = {name: jnp.full(2, np.nan) for name in pairs(np.ones(2), np.ones(2))}
+    arrays: dict[str, Any] = {name: jnp.full(2, np.nan) for name in pairs(np.ones(2), np.ones(2))}
 
     @partial(jax.jit, static_argnums=1)
     def risk(arrays, aggregate):
@@ -427,7 +432,7 @@ def test_inadmissible_divergences_are_refused_with_the_reason(name):
 
 def test_combinations_without_meaning_are_refused():
     arrays = pairs(np.ones(2), np.zeros(2))
-    free = {name: arrays[name] for name in ("chosen_logps", "rejected_logps")}
+    free: dict[str, Any] = {name: arrays[name] for name in ("chosen_logps", "rejected_logps")}
     js = dv.JensenShannon()
     with pytest.raises(
         ValueError, match=r"reads each reward by itself.*only reverse_kl.*jensen_shannon"
@@ -446,7 +451,7 @@ def test_combinations_without_meaning_are_refused():
     with pytest.raises(ValueError, match="has no margin"):
         objectives.preference(**arrays, loss=objectives.SppoHard(), label_probs=0.9)
     with pytest.raises(TypeError, match="not an f-divergence"):
-        objectives.preference(**arrays, divergence=dv.get("renyi(0.5)"))  # type: ignore[arg-type]
+        objectives.preference(**arrays, divergence=dv.get("renyi(0.5)"))
     with pytest.raises(TypeError, match="pair loss such as Logistic"):
         objectives.preference(**arrays, loss=objectives.Logistic)  # type: ignore[arg-type]
 
@@ -472,7 +477,10 @@ def test_wrong_numbers_and_shapes():
 
 
 def test_without_reference_the_reverse_kl_is_unchanged_by_a_constant(x64):
-    arrays = {"chosen_logps": np.array([-4.0, -3.0]), "rejected_logps": np.array([-5.0, -2.0])}
+    arrays: dict[str, Any] = {
+        "chosen_logps": np.array([-4.0, -3.0]),
+        "rejected_logps": np.array([-5.0, -2.0]),
+    }
     free, _ = objectives.preference(**arrays)
     constant, _ = objectives.preference(
         **arrays, reference_chosen_logps=np.full(2, -3.0), reference_rejected_logps=np.full(2, -3.0)
