@@ -13,10 +13,11 @@ Members, by what they compute (`get` and `names` reach them by their snake-case 
   distributions: `generalized_cauchy_schwarz`), `Hoelder`, `LogVariance`, `GeometricJS`.
 - sums of powers: `Beta`, `AlphaBeta`.
 - adaptive: `AdaptiveKL` (and `head_mask`, the head it uses), `AdaptiveAlpha`, `EntropyGatedKL` (and `entropy`).
-- on few tokens: `TopK` and `TopKRenormalized`, in two steps `coarsen`, `coarsen_cached` and `drop_tail` (which return
-  `Coarse` rows; a teacher's `TopKCache` comes from `cache_top_k`); from sampled tokens `sampled_divergence`, with
-  `sample_tokens` and `sample_distinct_tokens` (a `TokenSample`).
-- transport: `Sinkhorn` (and its solver `sinkhorn_potentials`, which returns `SinkhornPotentials`), `AnnealedSinkhorn`
+- on few tokens: `TopK` and `TopKRenormalized` (each an `AbstractTopK`), in two steps `coarsen`, `coarsen_cached` and
+  `drop_tail` (which return `Coarse` rows; a teacher's `TopKCache` comes from `cache_top_k`); from sampled tokens
+  `sampled_divergence`, with `sample_tokens` and `sample_distinct_tokens` (a `TokenSample`).
+- transport (each an `AbstractTransport`; 0–1 cost, a matrix, or an `EmbeddingCost`, and `TopK` around it for a whole
+  vocabulary): `Sinkhorn` (and its solver `sinkhorn_potentials`, which returns `SinkhornPotentials`), `AnnealedSinkhorn`
   (`annealed_potentials`) for sharp ε, `UnbalancedSinkhorn` (`unbalanced_potentials`), `self_potentials` for OT_ε(p, p);
   `batch_sinkhorn` between the samples of a batch (as published, `sinkd_as_published`); on an ordered support
   `Wasserstein1` and `Cramer`; over head rows `EMO` (its training loss is `balanced_with_likelihood`) and `DebiasedEMO`;
@@ -34,14 +35,15 @@ divides by the curvature. `generator_weight` is h(r) = r²f″(r) for generator 
 Optimum of reward − β·D: `regularized_argmax` (a `RegularizedOptimum`), and `dro_weights`, the same for losses.
 
 From samples: `estimate`, value form × gradient form, and `rao_blackwellized_kl` of sequences; lower bounds
-from a critic, `f_gan_bound`, `donsker_varadhan_bound`, `renyi_bound`, `chi2_bound`.
+from a critic, `f_gan_bound`, `donsker_varadhan_bound`, `renyi_bound`, `chi2_bound`, with a standard error by
+`estimate_bound` (a `BoundEstimate`).
 
 Proof: `check_divergence` tries any divergence, yours too, on every law in `LAWS` (each a `Law`), `check_law` on one; what
 holds gives a `Verdict`, what does not raises `BrokenLaw`, naming the law and the inputs that broke it.
 
-What a new member states: `AbstractDivergence` (`InfiniteAt`), `AbstractRowDivergence` (its value and slopes) or
-`AbstractFDivergence` (`Limits`, on a `Pair`), with the decorator `divergence`; `log_softmax` is the normalisation that
-survives impossible tokens.
+What a new member states: `AbstractDivergence` (`InfiniteAt`), `AbstractTokenDivergence` (if it tells tokens apart),
+`AbstractRowDivergence` (its value and slopes) or `AbstractFDivergence` (`Limits`, on a `Pair`), with the decorator
+`divergence`; `log_softmax` is the normalisation that survives impossible tokens.
 """
 
 from divax.divergences.adaptive_alpha import AdaptiveAlpha as AdaptiveAlpha
@@ -61,8 +63,10 @@ from divax.divergences.base import InfiniteAt as InfiniteAt
 from divax.divergences.base import divergence as divergence
 from divax.divergences.batch_sinkhorn import batch_sinkhorn as batch_sinkhorn
 from divax.divergences.batch_sinkhorn import sinkd_as_published as sinkd_as_published
+from divax.divergences.bounds import BoundEstimate as BoundEstimate
 from divax.divergences.bounds import chi2_bound as chi2_bound
 from divax.divergences.bounds import donsker_varadhan_bound as donsker_varadhan_bound
+from divax.divergences.bounds import estimate_bound as estimate_bound
 from divax.divergences.bounds import f_gan_bound as f_gan_bound
 from divax.divergences.bounds import renyi_bound as renyi_bound
 from divax.divergences.cauchy_schwarz_samples import (
@@ -75,6 +79,12 @@ from divax.divergences.checks import check_law as check_law
 from divax.divergences.chi2 import ForwardChi2 as ForwardChi2
 from divax.divergences.chi2 import ReverseChi2 as ReverseChi2
 from divax.divergences.clipped_alpha import ClippedAlpha as ClippedAlpha
+from divax.divergences.coarse import Coarse as Coarse
+from divax.divergences.coarse import TopKCache as TopKCache
+from divax.divergences.coarse import cache_top_k as cache_top_k
+from divax.divergences.coarse import coarsen as coarsen
+from divax.divergences.coarse import coarsen_cached as coarsen_cached
+from divax.divergences.coarse import drop_tail as drop_tail
 from divax.divergences.emo import EMO as EMO
 from divax.divergences.emo import DebiasedEMO as DebiasedEMO
 from divax.divergences.emo import balanced_with_likelihood as balanced_with_likelihood
@@ -100,6 +110,7 @@ from divax.divergences.generator import Generator as Generator
 from divax.divergences.generator import from_generator as from_generator
 from divax.divergences.generator_weight import generator_weight as generator_weight
 from divax.divergences.geometric_js import GeometricJS as GeometricJS
+from divax.divergences.ground_cost import EmbeddingCost as EmbeddingCost
 from divax.divergences.hellinger import SquaredHellinger as SquaredHellinger
 from divax.divergences.jeffreys import Jeffreys as Jeffreys
 from divax.divergences.jensen_shannon import InterpolatedJS as InterpolatedJS
@@ -145,10 +156,10 @@ from divax.divergences.sampled_vocabulary import sample_distinct_tokens as sampl
 from divax.divergences.sampled_vocabulary import sample_tokens as sample_tokens
 from divax.divergences.sampled_vocabulary import sampled_divergence as sampled_divergence
 from divax.divergences.sinkhorn import Sinkhorn as Sinkhorn
-from divax.divergences.sinkhorn import SinkhornPotentials as SinkhornPotentials
-from divax.divergences.sinkhorn import sinkhorn_potentials as sinkhorn_potentials
 from divax.divergences.sinkhorn_annealed import AnnealedSinkhorn as AnnealedSinkhorn
 from divax.divergences.sinkhorn_annealed import annealed_potentials as annealed_potentials
+from divax.divergences.sinkhorn_potentials import SinkhornPotentials as SinkhornPotentials
+from divax.divergences.sinkhorn_potentials import sinkhorn_potentials as sinkhorn_potentials
 from divax.divergences.sinkhorn_symmetric import self_potentials as self_potentials
 from divax.divergences.sinkhorn_unbalanced import UnbalancedSinkhorn as UnbalancedSinkhorn
 from divax.divergences.sinkhorn_unbalanced import unbalanced_potentials as unbalanced_potentials
@@ -162,15 +173,14 @@ from divax.divergences.specs import get as get
 from divax.divergences.specs import names as names
 from divax.divergences.symmetrized import symmetrized as symmetrized
 from divax.divergences.tempered import Tempered as Tempered
-from divax.divergences.topk import Coarse as Coarse
+from divax.divergences.token_divergence import (
+    AbstractTokenDivergence as AbstractTokenDivergence,
+)
+from divax.divergences.topk import AbstractTopK as AbstractTopK
 from divax.divergences.topk import TopK as TopK
-from divax.divergences.topk import TopKCache as TopKCache
 from divax.divergences.topk import TopKRenormalized as TopKRenormalized
-from divax.divergences.topk import cache_top_k as cache_top_k
-from divax.divergences.topk import coarsen as coarsen
-from divax.divergences.topk import coarsen_cached as coarsen_cached
-from divax.divergences.topk import drop_tail as drop_tail
 from divax.divergences.total_variation import TotalVariation as TotalVariation
+from divax.divergences.transport import AbstractTransport as AbstractTransport
 from divax.divergences.triangular import Triangular as Triangular
 from divax.divergences.vocabulary import universal_logit_distance as universal_logit_distance
 from divax.divergences.vocabulary_mmd import VocabularyMMD as VocabularyMMD

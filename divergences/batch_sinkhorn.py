@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from divax.divergences.gap import magnitude
 from divax.divergences.numerics import Scalar
 from divax.divergences.rows import log_softmax
-from divax.divergences.sinkhorn import sinkhorn_potentials
+from divax.divergences.sinkhorn_potentials import sinkhorn_potentials
 from divax.divergences.sinkhorn_symmetric import self_potentials
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from divax.divergences.base import AbstractDivergence, InfiniteAt, divergence
-from divax.divergences.numerics import Scalar, is_traced
-from divax.divergences.sinkhorn import SinkhornPotentials, soft_transform, solved_by
+from divax.divergences.base import check_range, divergence
+from divax.divergences.numerics import Scalar
+from divax.divergences.sinkhorn_potentials import (
+    SinkhornPotentials,
+    soft_transform,
+    solved_by,
+    transposed,
+)
 from divax.divergences.sinkhorn_symmetric import self_potentials
+from divax.divergences.transport import AbstractTransport, check_positive
 
 _SETTLED = 1e-3
 
@@ -37,7 +42,7 @@ def annealed_potentials(
         target: logits `[..., V]` of p.
         model: logits `[..., V]` of q.
         epsilon: final regularisation, > 0, in units of the cost.
-        cost: `[V, V]`; None is the 0–1 cost.
+        cost: `[V, V]`, or `[..., V, V]`, one for each row; None is the 0–1 cost.
         decay: factor per level, in (0, 1).
         max_iterations: iterations at most, those of the descent included.
         tolerance: stop when the marginal error of every row is at most this.
@@ -46,7 +51,7 @@ def annealed_potentials(
         The potentials, value and convergence report.
 
     Raises:
-        ValueError: a cost that is not `[V, V]`.
+        ValueError: a cost that is neither `[V, V]` nor `[..., V, V]`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -66,7 +71,7 @@ def annealed_potentials(
 
 
 @divergence
-class AnnealedSinkhorn(AbstractDivergence):
+class AnnealedSinkhorn(AbstractTransport):
     """The debiased Sinkhorn divergence of `Sinkhorn`, solved with ε-scaling: for ε far below the cost.
 
     The self-terms are solved by `self_potentials`, which converges where alternating does not.
@@ -76,7 +81,7 @@ class AnnealedSinkhorn(AbstractDivergence):
 
     Attributes:
         epsilon: final regularisation, > 0; may be traced.
-        cost: `[V, V]`, symmetric with zero diagonal, or None for the 0–1 cost.
+        cost: `[V, V]`, symmetric with zero diagonal, an `EmbeddingCost`, or None for the 0–1 cost.
         decay: factor of ε per level, in (0, 1); may be traced.
         max_iterations: iterations at most, per transport problem.
         tolerance: largest L1 marginal error at which to stop.
@@ -98,63 +103,28 @@ class AnnealedSinkhorn(AbstractDivergence):
     formula = "OT_ε(p,q) − ½ OT_ε(p,p) − ½ OT_ε(q,q)"
 
     epsilon: Scalar = 0.01
-    cost: jax.Array | None = None
     decay: Scalar = 0.5
-    max_iterations: int = dataclasses.field(default=2000, metadata={"static": True})
-    tolerance: float = dataclasses.field(default=1e-6, metadata={"static": True})
 
     def __post_init__(self):
-        epsilon, decay = self.epsilon, self.decay
-        if isinstance(epsilon, int | float) and not is_traced(epsilon) and epsilon <= 0:
-            raise ValueError(f"AnnealedSinkhorn: epsilon={epsilon} must be positive")
-        if isinstance(decay, int | float) and not is_traced(decay) and not 0 < decay < 1:
-            raise ValueError(f"AnnealedSinkhorn: decay={decay} is outside (0, 1)")
+        check_positive(self, "epsilon")
+        check_range(self, "decay", 0, 1, ends="open")
 
     def rows(self, target: jax.Array, model: jax.Array) -> jax.Array:
         """S_ε."""
-        # A row without a possible token on either side is worth 0, in the self-terms as well.
-        legal = jnp.any(target > -jnp.inf, -1) & jnp.any(model > -jnp.inf, -1)
-        within = sum(
-            self_potentials(
-                logits,
-                epsilon=self.epsilon,
-                cost=self.cost,
-                max_iterations=self.max_iterations,
-                tolerance=self.tolerance,
-            ).value
-            for logits in (target, model)
-        )
-        return jnp.where(legal, self.solve(target, model).value - 0.5 * within, 0)
+        return self.debiased_rows(target, model)
 
     def solve(self, target: ArrayLike, model: ArrayLike) -> SinkhornPotentials:
         """The transport problem between p and q with its potentials and convergence report (not debiased)."""
-        return annealed_potentials(
-            target,
-            model,
-            epsilon=self.epsilon,
-            cost=self.cost,
-            decay=self.decay,
-            max_iterations=self.max_iterations,
-            tolerance=self.tolerance,
-        )
+        return annealed_potentials(target, model, decay=self.decay, **self.problem)
 
-    @property
-    def infinite_at(self) -> InfiniteAt:
-        """Nowhere."""
-        return InfiniteAt(False, False)
-
-    @property
-    def name(self) -> str:
-        """`annealed_sinkhorn(…)`, with the cost's size when there is one."""
-        show = lambda x: "…" if is_traced(x) else f"{float(x):.12g}"  # noqa: E731
-        extra = "" if self.cost is None else f", cost=<{self.cost.shape[-1]}×{self.cost.shape[-1]}>"
-        return f"annealed_sinkhorn(epsilon={show(self.epsilon)}, decay={show(self.decay)}{extra})"
+    def self_transport(self, logits: jax.Array) -> jax.Array:
+        """OT_ε(p, p)."""
+        return self_potentials(logits, **self.problem).value
 
 
 def _iterate(log_p, log_q, epsilon, cost, *, decay, max_iterations, tolerance):
     """Alternates the two transforms at one ε after the other, until every first marginal is within tolerance at the last."""
-    p = jnp.exp(log_p)
-    transposed = None if cost is None else cost.T
+    p, reverse_cost = jnp.exp(log_p), transposed(cost)
     epsilon = jnp.asarray(epsilon).astype(log_p.dtype)
     decay = jax.lax.stop_gradient(jnp.asarray(decay).astype(log_p.dtype))
 
@@ -164,9 +134,9 @@ def _iterate(log_p, log_q, epsilon, cost, *, decay, max_iterations, tolerance):
 
     def step(state):
         _, g, blur, _, count = state
-        f = soft_transform(g, log_q, blur, transposed)
+        f = soft_transform(g, log_q, blur, reverse_cost)
         g = soft_transform(f, log_p, blur, cost)
-        ratio = jnp.expm1((f - soft_transform(g, log_q, blur, transposed)) / blur)
+        ratio = jnp.expm1((f - soft_transform(g, log_q, blur, reverse_cost)) / blur)
         error = jnp.sum(jnp.where(p > 0, p * jnp.abs(ratio), 0), -1)
         settled = (blur > epsilon) & jnp.all(error <= _SETTLED)
         # An error that was measured at another ε says nothing of the next one.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from divax.divergences.numerics import Scalar
-from divax.divergences.sinkhorn import SinkhornPotentials, soft_transform, solved_by
+from divax.divergences.sinkhorn_potentials import SinkhornPotentials, soft_transform, solved_by
 
 
 def self_potentials(
@@ -26,7 +26,7 @@ def self_potentials(
     Args:
         logits: `[..., V]` of p.
         epsilon: regularisation, > 0, in units of the cost.
-        cost: `[V, V]`, symmetric; None is the 0–1 cost.
+        cost: `[V, V]` or `[..., V, V]`, symmetric; None is the 0–1 cost.
         max_iterations: iterations at most.
         tolerance: stop when the marginal error of every row is at most this.
 
@@ -34,7 +34,7 @@ def self_potentials(
         The potentials, value and convergence report.
 
     Raises:
-        ValueError: a cost that is not `[V, V]`.
+        ValueError: a cost that is neither `[V, V]` nor `[..., V, V]`.
 
     Example:
         >>> import jax.numpy as jnp

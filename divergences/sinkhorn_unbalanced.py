@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from divax.divergences.base import AbstractDivergence, InfiniteAt, divergence
-from divax.divergences.numerics import Scalar, exprel, is_traced
+from divax.divergences.base import divergence
+from divax.divergences.numerics import Scalar, exprel
 from divax.divergences.rows import log_softmax
-from divax.divergences.sinkhorn import SinkhornPotentials, plan_mass, soft_transform
+from divax.divergences.sinkhorn_potentials import (
+    SinkhornPotentials,
+    checked_cost,
+    plan_mass,
+    soft_transform,
+    transposed,
+)
+from divax.divergences.transport import AbstractTransport, check_positive
 
 
 def unbalanced_potentials(
@@ -37,7 +42,7 @@ def unbalanced_potentials(
         log_model: log-masses b, `[..., V]`.
         epsilon: regularisation, > 0, in units of the cost.
         rho: price of missing a marginal, > 0 and finite, in units of the cost.
-        cost: `[V, V]`; None is the 0–1 cost.
+        cost: `[V, V]`, or `[..., V, V]`, one for each row; None is the 0–1 cost.
         max_iterations: iterations at most.
         tolerance: stop when the L1 error of every row's first marginal (from a·e^{−f/ρ}) is at most this.
 
@@ -45,7 +50,7 @@ def unbalanced_potentials(
         The potentials, value and convergence report.
 
     Raises:
-        ValueError: a cost that is not `[V, V]`.
+        ValueError: a cost that is neither `[V, V]` nor `[..., V, V]`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -59,11 +64,8 @@ def unbalanced_potentials(
     Frank-Wolfe", arXiv:2201.00730.
     """
     log_a, log_b = jnp.asarray(log_target), jnp.asarray(log_model)
-    size = log_a.shape[-1]
-    cost = None if cost is None else jnp.asarray(cost).astype(log_a.dtype)
-    if cost is not None and cost.shape != (size, size):
-        raise ValueError(f"cost has shape {cost.shape}, but {size} atoms need ({size}, {size})")
     log_a, log_b = jnp.broadcast_arrays(log_a, log_b)
+    cost = checked_cost(cost, log_a)
     # Without mass on a side there is nothing to transport; such a row is solved for uniform masses and answered with 0.
     legal = jnp.any(log_a > -jnp.inf, -1) & jnp.any(log_b > -jnp.inf, -1)
     log_a, log_b = (jnp.where(legal[..., None], x, 0) for x in (log_a, log_b))
@@ -84,7 +86,7 @@ def unbalanced_potentials(
 
 
 @divergence
-class UnbalancedSinkhorn(AbstractDivergence):
+class UnbalancedSinkhorn(AbstractTransport):
     """Unbalanced Sinkhorn divergence, UOT(p, q) − ½·UOT(p, p) − ½·UOT(q, q), robust to outlying tokens.
 
     UOT is the minimum of ⟨P, C⟩ + ε·KL(P ‖ p⊗q) + ρ·KL of each marginal of P: mass is moved over at most about 2ρ, and
@@ -94,7 +96,7 @@ class UnbalancedSinkhorn(AbstractDivergence):
     Attributes:
         epsilon: regularisation, > 0; may be traced.
         rho: price of missing a marginal, > 0 and finite; may be traced.
-        cost: `[V, V]`, symmetric with zero diagonal, or None for the 0–1 cost.
+        cost: `[V, V]`, symmetric with zero diagonal, an `EmbeddingCost`, or None for the 0–1 cost.
         max_iterations: iterations at most, per transport problem.
         tolerance: largest L1 marginal error at which to stop.
 
@@ -112,57 +114,28 @@ class UnbalancedSinkhorn(AbstractDivergence):
     spec_name = "unbalanced_sinkhorn"
     formula = "UOT_ε(p,q) − ½ UOT_ε(p,p) − ½ UOT_ε(q,q)"
 
-    epsilon: Scalar = 0.1
     rho: Scalar = 1.0
-    cost: jax.Array | None = None
-    max_iterations: int = dataclasses.field(default=2000, metadata={"static": True})
-    tolerance: float = dataclasses.field(default=1e-6, metadata={"static": True})
 
     def __post_init__(self):
-        for parameter in ("epsilon", "rho"):
-            value = getattr(self, parameter)
-            if isinstance(value, int | float) and not is_traced(value) and not 0 < value < jnp.inf:
-                raise ValueError(
-                    f"UnbalancedSinkhorn: {parameter}={value} must be positive and finite"
-                )
+        check_positive(self, "epsilon", "rho")
 
     def rows(self, target: jax.Array, model: jax.Array) -> jax.Array:
         """The three transport problems; the total masses are equal, so no correction for them is needed."""
-        # A row without a possible token on either side is worth 0, in the self-terms as well.
-        legal = jnp.any(target > -jnp.inf, -1) & jnp.any(model > -jnp.inf, -1)
-        between = self.solve(target, model).value
-        within = self.solve(target, target).value + self.solve(model, model).value
-        return jnp.where(legal, between - 0.5 * within, 0)
+        return self.debiased_rows(target, model)
 
     def solve(self, target: ArrayLike, model: ArrayLike) -> SinkhornPotentials:
         """The transport problem between p and q with its potentials and convergence report (not debiased)."""
-        return unbalanced_potentials(
-            log_softmax(jnp.asarray(target)),
-            log_softmax(jnp.asarray(model)),
-            epsilon=self.epsilon,
-            rho=self.rho,
-            cost=self.cost,
-            max_iterations=self.max_iterations,
-            tolerance=self.tolerance,
-        )
+        rows = (log_softmax(jnp.asarray(logits)) for logits in (target, model))
+        return unbalanced_potentials(*rows, rho=self.rho, **self.problem)
 
-    @property
-    def infinite_at(self) -> InfiniteAt:
-        """Nowhere."""
-        return InfiniteAt(False, False)
-
-    @property
-    def name(self) -> str:
-        """`unbalanced_sinkhorn(…)`, with the cost's size when there is one."""
-        show = lambda x: "…" if is_traced(x) else f"{float(x):.12g}"  # noqa: E731
-        extra = "" if self.cost is None else f", cost=<{self.cost.shape[-1]}×{self.cost.shape[-1]}>"
-        return f"unbalanced_sinkhorn(epsilon={show(self.epsilon)}, rho={show(self.rho)}{extra})"
+    def self_transport(self, logits: jax.Array) -> jax.Array:
+        """UOT(p, p)."""
+        return self.solve(logits, logits).value
 
 
 def _iterate(log_a, log_b, epsilon, rho, cost, max_iterations, tolerance):
     """Alternates the shrunk transforms, each time with the best shift, until every first marginal is within tolerance."""
-    a = jnp.exp(log_a)
-    transposed = None if cost is None else cost.T
+    a, reverse_cost = jnp.exp(log_a), transposed(cost)
     shrink = rho / (rho + epsilon)
 
     def shifted(f, g):
@@ -174,7 +147,7 @@ def _iterate(log_a, log_b, epsilon, rho, cost, max_iterations, tolerance):
 
     def error_of(f, g):
         # After the g-update the second marginal is right; the first is a·exp((f − f_next)/ε).
-        plan = jnp.exp((f - soft_transform(g, log_b, epsilon, transposed)) / epsilon)
+        plan = jnp.exp((f - soft_transform(g, log_b, epsilon, reverse_cost)) / epsilon)
         return jnp.sum(jnp.where(a > 0, a * jnp.abs(plan - jnp.exp(-f / rho)), 0), -1)
 
     def unfinished(state):
@@ -183,7 +156,7 @@ def _iterate(log_a, log_b, epsilon, rho, cost, max_iterations, tolerance):
 
     def step(state):
         _, g, _, count = state
-        f = shifted(shrink * soft_transform(g, log_b, epsilon, transposed), g)
+        f = shifted(shrink * soft_transform(g, log_b, epsilon, reverse_cost), g)
         g = shrink * soft_transform(f, log_a, epsilon, cost)
         return f, g, error_of(f, g), count + 1
 

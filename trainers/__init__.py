@@ -26,6 +26,7 @@
 | `completion_log_probs`, `completion_lengths` | sums over completions, logits in chunks |
 | `make_coupled_step` | one update under a loss that couples rows, exact in micro-batches |
 | `Batch` | token sequences, mask, segments |
+| `train_critic`, `TrainedCritic`, `mlp_critic` | a divergence between two sets of samples, from a bound's critic |
 | `fit` | the loop: log, evaluation, checkpoints, resume |
 | `Checkpoints`, `MetricsLog` | what `fit` writes, for loops of your own |
 | `RunError`, `NonFiniteError`, `Interrupted` | how a run ends early |
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
     from divax.trainers.completions import completion_lengths as completion_lengths
     from divax.trainers.completions import completion_log_probs as completion_log_probs
     from divax.trainers.coupled_step import make_coupled_step as make_coupled_step
+    from divax.trainers.critic import TrainedCritic as TrainedCritic
+    from divax.trainers.critic import mlp_critic as mlp_critic
+    from divax.trainers.critic import train_critic as train_critic
     from divax.trainers.decoder import TransformerConfig as TransformerConfig
     from divax.trainers.decoder import transformer as transformer
     from divax.trainers.decoding import Decoding as Decoding
@@ -111,6 +115,7 @@ _MODULES = {
     ),
     "batch": ("Batch",),
     "checkpoint": ("Checkpoints",),
+    "critic": ("TrainedCritic", "mlp_critic", "train_critic"),
     "distillation_trainer": ("distillation",),
     "errors": ("Interrupted", "NonFiniteError", "RunError"),
     "loop": ("fit",),
@@ -153,6 +158,7 @@ __all__ = [
     "RunError",
     "Samples",
     "TrainState",
+    "TrainedCritic",
     "Trainer",
     "TransformerConfig",
     "average_params",
@@ -168,6 +174,7 @@ __all__ = [
     "make_coupled_step",
     "make_step",
     "make_trainer",
+    "mlp_critic",
     "packed_pair_batch",
     "pair_batch",
     "parameter_count",
@@ -179,6 +186,7 @@ __all__ = [
     "sample",
     "sampler_logits",
     "text_file",
+    "train_critic",
     "transformer",
 ]
 

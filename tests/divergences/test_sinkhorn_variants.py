@@ -194,7 +194,9 @@ def test_wrong_input_is_named():
         dv.UnbalancedSinkhorn(rho=0)
     with pytest.raises(ValueError, match=r"AnnealedSinkhorn: decay=1.5 is outside \(0, 1\)"):
         dv.AnnealedSinkhorn(decay=1.5)
-    with pytest.raises(ValueError, match=r"cost has shape \(2, 2\), but 3 atoms need \(3, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"cost has shape \(2, 2\), but a vocabulary of 3 needs \(3, 3\)"
+    ):
         dv.unbalanced_potentials(
             jnp.zeros(3), jnp.zeros(3), epsilon=1.0, rho=1.0, cost=jnp.zeros((2, 2))
         )
