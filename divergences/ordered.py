@@ -8,12 +8,13 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from divax.divergences.base import AbstractDivergence, InfiniteAt, divergence
+from divax.divergences.base import InfiniteAt, divergence
 from divax.divergences.gap import magnitude, probability_gap
+from divax.divergences.token_divergence import AbstractTokenDivergence
 
 
 @divergence
-class Wasserstein1(AbstractDivergence):
+class Wasserstein1(AbstractTokenDivergence):
     """Earth mover's distance on an ordered support, W₁ = Σ |F − G|·Δx with the cumulative distributions F and G.
 
     Exact optimal transport for the cost |x − y|, without iterations. A distance, not a squared one: its gradient by the
@@ -22,7 +23,7 @@ class Wasserstein1(AbstractDivergence):
     positions, float32; masking as in `AbstractDivergence.__call__`; finite for all supports.
 
     Attributes:
-        positions: `[V]`, where each atom lies, in any order; None is 0, 1, …, V − 1.
+        positions: `[V]`, where each atom lies, in any order, or `[..., V]` of each row; None is 0, 1, …, V − 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -56,16 +57,20 @@ class Wasserstein1(AbstractDivergence):
         """Itself."""
         return self
 
+    def on_tokens(self, ids: jax.Array, *, vocabulary: int, tail: bool) -> Wasserstein1:
+        """The same between the positions of the kept tokens, for `TopKRenormalized`; a tail has no position."""
+        return Wasserstein1(positions=_positions_of(self, ids, vocabulary, tail))
+
 
 @divergence
-class Cramer(AbstractDivergence):
+class Cramer(AbstractTokenDivergence):
     """Cramér distance on an ordered support, Σ (F − G)²·Δx: half the energy distance, smooth where W₁ has a kink.
 
     Its sample gradients are unbiased, which those of W₁ are not. Called with logits `[..., V]`, returns `[...]` in
     units of the positions, float32; masking as in `AbstractDivergence.__call__`; finite for all supports.
 
     Attributes:
-        positions: `[V]`, where each atom lies, in any order; None is 0, 1, …, V − 1.
+        positions: `[V]`, where each atom lies, in any order, or `[..., V]` of each row; None is 0, 1, …, V − 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -100,6 +105,10 @@ class Cramer(AbstractDivergence):
         """Itself."""
         return self
 
+    def on_tokens(self, ids: jax.Array, *, vocabulary: int, tail: bool) -> Cramer:
+        """The same between the positions of the kept tokens, for `TopKRenormalized`; a tail has no position."""
+        return Cramer(positions=_positions_of(self, ids, vocabulary, tail))
+
 
 def _cumulative_gap(
     target: jax.Array, model: jax.Array, positions: jax.Array | None
@@ -110,12 +119,24 @@ def _cumulative_gap(
     if positions is None:
         steps = jnp.ones(size - 1, gap.dtype)
     else:
-        if jnp.shape(positions) != (size,):
+        if jnp.shape(positions)[-1:] != (size,):
             raise ValueError(
                 f"positions have shape {jnp.shape(positions)}, but {size} atoms need ({size},)"
             )
-        places = jnp.asarray(positions).astype(gap.dtype)
-        order = jnp.argsort(places)
-        gap, steps = jnp.take(gap, order, axis=-1), jnp.diff(places[order])
+        places = jnp.broadcast_to(jnp.asarray(positions).astype(gap.dtype), gap.shape)
+        order = jnp.argsort(places, axis=-1)
+        gap = jnp.take_along_axis(gap, order, -1)
+        steps = jnp.diff(jnp.take_along_axis(places, order, -1), axis=-1)
     cumulative = jnp.cumsum(gap, axis=-1)[..., :-1]
     return cumulative, jnp.broadcast_to(steps, cumulative.shape)
+
+
+def _positions_of(
+    div: Wasserstein1 | Cramer, ids: jax.Array, vocabulary: int, tail: bool
+) -> jax.Array:
+    if tail:
+        raise ValueError(
+            f"{div.spec_name} has no place for the bucket of all other tokens: use TopKRenormalized"
+        )
+    places = jnp.arange(vocabulary) if div.positions is None else jnp.asarray(div.positions)
+    return places[ids].astype(jnp.result_type(float))

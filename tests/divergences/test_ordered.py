@@ -175,3 +175,20 @@ def test_names_duals_and_wrong_input():
         EVERY["emo"](jnp.zeros(5), jnp.zeros(5))
     with pytest.raises(TypeError, match="logits must be floating point, got int32"):
         dv.universal_logit_distance(jnp.zeros(5, jnp.int32), jnp.zeros(5))
+
+
+@pytest.mark.parametrize("cls", [dv.Wasserstein1, dv.Cramer])
+@pytest.mark.parametrize("positions", [None, [0.0, 5.0, 1.0, 2.5, 9.0, 4.0]])
+def test_the_top_tokens_keep_their_places(x64, cls, positions):
+    """Renormalised top-K is the distance of the kept tokens at their own positions, whatever order they are kept in."""
+    rng = np.random.default_rng(3)
+    t, s = rng.normal(0, 2, (2, 4, 6))
+    div = cls(positions=None if positions is None else jnp.asarray(positions))
+    got = dv.TopKRenormalized(inner=div, k=3)(t, s)
+    for row in range(4):
+        kept = np.sort(np.argsort(-t[row])[:3])
+        places = (np.arange(6.0) if positions is None else np.asarray(positions))[kept]
+        want = cls(positions=jnp.asarray(places))(t[row, kept], s[row, kept])
+        assert float(got[row]) == pytest.approx(float(want), rel=1e-12)
+    with pytest.raises(ValueError, match="no place for the bucket of all other tokens"):
+        dv.TopK(inner=div, k=3)(t, s)
