@@ -194,7 +194,7 @@ def check_start(
     *,
     policy: Model,
     params: Any,
-    reference_logps: jax.Array,
+    reference_logps: ArrayLike,
     batch: PairBatch,
     segments: int = 1,
     tolerance: float = 1e-3,
@@ -228,10 +228,11 @@ def check_start(
         divax.trainers.errors.RunError: the policy is not its reference at the start: completion 0 ...
     """
     logps = completion_log_probs(policy, params, batch.completions, segments=segments)
-    gap = jnp.abs(logps - reference_logps).reshape(-1)
+    reference = jnp.asarray(reference_logps)
+    gap = jnp.abs(logps - reference).reshape(-1)
     worst = int(jnp.argmax(jnp.where(jnp.isnan(gap), jnp.inf, gap)))
     if not float(gap[worst]) <= tolerance:
-        mine, theirs = float(logps.reshape(-1)[worst]), float(reference_logps.reshape(-1)[worst])
+        mine, theirs = float(logps.reshape(-1)[worst]), float(reference.reshape(-1)[worst])
         raise RunError(
             f"the policy is not its reference at the start: completion {worst} has log-probability "
             f"{mine:.6g} under the policy and {theirs:.6g} under the reference; start the policy "
