@@ -123,7 +123,8 @@ class Sinkhorn(AbstractDivergence):
     supports. `debiased=False` is OT_ε itself. `solve` reports convergence.
 
     Called with logits `[..., V]`, returns `[...]` in units of the cost, float32. Masking as in
-    `AbstractDivergence.__call__`. For a cost that is not of negative type the debiased value may be negative.
+    `AbstractDivergence.__call__`. For a cost that is not of negative type the debiased value may be negative, and
+    for any other by as much as its three problems are short of convergence; for equal rows it is 0.
 
     Attributes:
         epsilon: regularisation, > 0; may be traced.
@@ -168,10 +169,8 @@ class Sinkhorn(AbstractDivergence):
         between = self.solve(target, model).value
         if not self.debiased:
             return between
-        itself = 0.5 * (self.solve(target, target).value + self.solve(model, model).value)
-        # A row that is worth nothing because one side is empty has no self-transport to subtract either.
-        legal = jnp.any(target > -jnp.inf, -1) & jnp.any(model > -jnp.inf, -1)
-        return between - jnp.where(legal, itself, 0)
+        within = self.solve(target, target).value + self.solve(model, model).value
+        return debias(between, within, target, model)
 
     @property
     def known_exceptions(self) -> dict[str, str]:
@@ -207,6 +206,16 @@ class Sinkhorn(AbstractDivergence):
         epsilon = "…" if is_traced(self.epsilon) else f"{float(self.epsilon):.12g}"
         prefix = "epsilon=" if extra or not self.debiased else ""
         return f"sinkhorn({prefix}{epsilon}{extra}{'' if self.debiased else ', debiased=False'})"
+
+
+def debias(between: jax.Array, within: jax.Array, target: jax.Array, model: jax.Array) -> jax.Array:
+    """OT(p, q) − ½·(OT(p, p) + OT(q, q)), exactly 0 for equal rows, and for rows without a possible token on either side.
+
+    In a batch the three problems are iterated until each one's slowest row has converged, so that for equal rows they
+    need not agree to the last digit.
+    """
+    legal = jnp.any(target > -jnp.inf, -1) & jnp.any(model > -jnp.inf, -1)
+    return jnp.where(legal & jnp.any(target != model, -1), between - 0.5 * within, 0)
 
 
 def soft_transform(

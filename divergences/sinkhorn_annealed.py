@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from divax.divergences.base import AbstractDivergence, InfiniteAt, divergence
 from divax.divergences.numerics import Scalar, is_traced
-from divax.divergences.sinkhorn import SinkhornPotentials, soft_transform, solved_by
+from divax.divergences.sinkhorn import SinkhornPotentials, debias, soft_transform, solved_by
 from divax.divergences.sinkhorn_symmetric import self_potentials
 
 _SETTLED = 1e-3
@@ -112,8 +112,6 @@ class AnnealedSinkhorn(AbstractDivergence):
 
     def rows(self, target: jax.Array, model: jax.Array) -> jax.Array:
         """S_ε."""
-        # A row without a possible token on either side is worth 0, in the self-terms as well.
-        legal = jnp.any(target > -jnp.inf, -1) & jnp.any(model > -jnp.inf, -1)
         within = sum(
             self_potentials(
                 logits,
@@ -124,7 +122,7 @@ class AnnealedSinkhorn(AbstractDivergence):
             ).value
             for logits in (target, model)
         )
-        return jnp.where(legal, self.solve(target, model).value - 0.5 * within, 0)
+        return debias(self.solve(target, model).value, jnp.asarray(within), target, model)
 
     def solve(self, target: ArrayLike, model: ArrayLike) -> SinkhornPotentials:
         """The transport problem between p and q with its potentials and convergence report (not debiased)."""

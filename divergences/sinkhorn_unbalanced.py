@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from divax.divergences.base import AbstractDivergence, InfiniteAt, divergence
 from divax.divergences.numerics import Scalar, exprel, is_traced
 from divax.divergences.rows import log_softmax
-from divax.divergences.sinkhorn import SinkhornPotentials, plan_mass, soft_transform
+from divax.divergences.sinkhorn import SinkhornPotentials, debias, plan_mass, soft_transform
 
 
 def unbalanced_potentials(
@@ -128,11 +128,9 @@ class UnbalancedSinkhorn(AbstractDivergence):
 
     def rows(self, target: jax.Array, model: jax.Array) -> jax.Array:
         """The three transport problems; the total masses are equal, so no correction for them is needed."""
-        # A row without a possible token on either side is worth 0, in the self-terms as well.
-        legal = jnp.any(target > -jnp.inf, -1) & jnp.any(model > -jnp.inf, -1)
         between = self.solve(target, model).value
         within = self.solve(target, target).value + self.solve(model, model).value
-        return jnp.where(legal, between - 0.5 * within, 0)
+        return debias(between, within, target, model)
 
     def solve(self, target: ArrayLike, model: ArrayLike) -> SinkhornPotentials:
         """The transport problem between p and q with its potentials and convergence report (not debiased)."""
