@@ -83,13 +83,16 @@ def _centre(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Logits minus their maximum, log of the sum of exponentials of that, and which are possible.
 
     A +inf logit makes its row one-hot (uniform over ties). A row without a possible token gets log-sum 0. NaN stays NaN.
+    Nothing is further below the maximum than 1e15 (1e150 in double), far beyond where its exponential is 0: the
+    difference from the most negative float, with which many mask, may overflow, and its square does.
     """
+    deepest = -1e150 if logits.dtype == jnp.float64 else -1e15
     top = jnp.max(logits, axis=-1, keepdims=True)
     one_hot = jnp.where(logits == jnp.inf, 0.0, -jnp.inf).astype(logits.dtype)
     logits = jnp.where(top == jnp.inf, one_hot, logits)
     possible = logits != -jnp.inf
     shift = jax.lax.stop_gradient(jnp.where(jnp.isinf(top), jnp.zeros_like(top), top))
-    centred = jnp.where(possible, logits, shift) - shift
+    centred = jnp.maximum(jnp.where(possible, logits, shift) - shift, deepest)
     total = jnp.sum(jnp.where(possible, jnp.exp(centred), 0), axis=-1, keepdims=True)
     return centred, jnp.log(jnp.where(total == 0, jnp.ones_like(total), total)), possible
 

@@ -21,7 +21,8 @@ class Sinkhorn(AbstractTransport):
     supports. `debiased=False` is OT_ε itself. `solve` reports convergence.
 
     Called with logits `[..., V]`, returns `[...]` in units of the cost, float32. Masking as in
-    `AbstractDivergence.__call__`. For a cost that is not of negative type the debiased value may be negative.
+    `AbstractDivergence.__call__`. For a cost that is not of negative type the debiased value may be negative, and
+    for any other by as much as its three problems are short of convergence; for equal rows it is 0.
 
     The self-terms are solved like the rest, so that the value at p = q is exactly 0. They may take thousands of iterations
     where ε is small against the cost: there, and for a whole vocabulary, `AnnealedSinkhorn` takes a few.

@@ -36,7 +36,11 @@ def _first_slope(skew: Scalar, pair: Pair) -> jax.Array:
 
 def _second_slope(skew: Scalar, pair: Pair) -> jax.Array:
     """Derivative of the summand by log q: (1 − skew)·q·(1 − p/m)."""
-    return -(1 - skew) * pair.q * jnp.expm1(mixture_log_ratios(skew, pair.log_u)[0])
+    log_pm, log_qm = mixture_log_ratios(skew, pair.log_u)
+    # For a skew near 0, p/m may overflow where q underflows; q·p/m = p·(q/m) does not, as q/m ≤ 1/(1 − skew).
+    beyond = log_pm > 1
+    near = pair.q * jnp.expm1(jnp.where(beyond, 0, log_pm))
+    return -(1 - skew) * jnp.where(beyond, pair.p * jnp.exp(log_qm) - pair.q, near)
 
 
 def _derivative(skew: Scalar, log_u: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ from divax.divergences.base import AbstractDivergence, InfiniteAt, check_range, 
 from divax.divergences.f_divergence import AbstractFDivergence, Limits
 from divax.divergences.monotone import invert_increasing
 from divax.divergences.numerics import Scalar, choose, is_traced, mixture_log_ratios
-from divax.divergences.rows import Pair, pair_at, split_rows
+from divax.divergences.rows import Pair, log_softmax, pair_at, split_rows
 
 
 def skewed(div: AbstractDivergence, skew: Scalar = 0.1) -> AbstractDivergence:
@@ -182,14 +182,16 @@ class Skewed(AbstractDivergence):
 
     def rows(self, target: jax.Array, model: jax.Array) -> jax.Array:
         """The inner divergence of the target and the mixture."""
-        rows = split_rows(target, model)
-        pair, a = rows.common, self.skew
-        log_qm = mixture_log_ratios(a, pair.log_u)[1]
+        pair, a = split_rows(target, model).common, self.skew
         common = pair.log_p > -jnp.inf
-        log_p = jnp.where(common, pair.log_p, _log(rows.p_only))
-        log_m = jnp.where(common, jnp.where(common, pair.log_q, 0) - log_qm, -jnp.inf)
-        alone = jnp.where(rows.p_only > 0, _log(a * rows.p_only), _log((1 - a) * rows.q_only))
-        return self.inner.rows(log_p, jnp.where(common, log_m, alone))
+        log_p, log_q = log_softmax(target), log_softmax(model)
+        log_qm = mixture_log_ratios(a, pair.log_u)[1]
+        mixed = jnp.where(common, pair.log_q, 0) - log_qm
+        # Outside the common support in logarithms as well: a mass that underflows to zero is not an impossible token.
+        alone = jnp.where(log_p > -jnp.inf, log_p + _log(a), log_q + _log(1 - a))
+        log_m = jnp.where(common, mixed, alone)
+        legal = jnp.any(log_q > -jnp.inf, -1, keepdims=True)
+        return self.inner.rows(log_p, jnp.where(legal, log_m, -jnp.inf))
 
     @property
     def infinite_at(self) -> InfiniteAt:
@@ -207,5 +209,6 @@ class Skewed(AbstractDivergence):
         return (1 / (1 - self.skew) ** 2) * Skewed(inner=self.inner.normalized(), skew=self.skew)
 
 
-def _log(mass: jax.Array) -> jax.Array:
-    return jnp.where(mass > 0, jnp.log(jnp.where(mass > 0, mass, 1)), -jnp.inf)
+def _log(weight: Scalar) -> jax.Array:
+    weight = jnp.asarray(weight)
+    return jnp.where(weight > 0, jnp.log(jnp.where(weight > 0, weight, 1)), -jnp.inf)

@@ -85,6 +85,7 @@ class Tempered(AbstractDivergence):
 
 
 def _divided(logits: jax.Array, temperature: Scalar) -> jax.Array:
-    """Logits over T; infinite ones as they are, for their derivative by T would be infinite too."""
-    finite = jnp.isfinite(logits)
-    return jnp.where(finite, jnp.where(finite, logits, 0) / temperature, logits)
+    """Logits over T; infinite ones as they are, for their derivative by T would be infinite too; others stay finite."""
+    finite, most = jnp.isfinite(logits), jnp.finfo(logits.dtype).max
+    divided = jnp.clip(jnp.where(finite, logits, 0) / temperature, -most, most)
+    return jnp.where(finite, divided, logits)

@@ -48,11 +48,16 @@ class AbstractTransport(AbstractTokenDivergence):
         """The value of the transport problem between a distribution and itself, `[...]`."""
 
     def debiased_rows(self, target: jax.Array, model: jax.Array) -> jax.Array:
-        """OT(p, q) − ½·OT(p, p) − ½·OT(q, q)."""
+        """OT(p, q) − ½·OT(p, p) − ½·OT(q, q), exactly 0 for equal rows.
+
+        In a batch the three problems are iterated until each one's slowest row has converged, so that for equal rows
+        they need not agree to the last digit.
+        """
         within = self.self_transport(target) + self.self_transport(model)
         # A row without a possible token on either side is worth 0, in the self-terms as well.
         legal = jnp.any(target > -jnp.inf, -1) & jnp.any(model > -jnp.inf, -1)
-        return jnp.where(legal, self.solve(target, model).value - 0.5 * within, 0)
+        differ = jnp.any(target != model, -1)
+        return jnp.where(legal & differ, self.solve(target, model).value - 0.5 * within, 0)
 
     @property
     def problem(self) -> dict[str, Any]:
