@@ -192,7 +192,7 @@ def judge_of(members: Mapping[str, Member], vocabulary: int, dtype) -> Callable:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "examples"), [(np.float32, 24), (np.float64, 12)], ids=["float32", "float64"]
+    ("dtype", "examples"), [(np.float32, 12), (np.float64, 6)], ids=["float32", "float64"]
 )
 def test_never_nan_never_negative_and_infinite_only_where_it_says_so(dtype, examples):
     with jax.enable_x64(True) if dtype == np.float64 else contextlib.nullcontext():
@@ -200,22 +200,22 @@ def test_never_nan_never_negative_and_infinite_only_where_it_says_so(dtype, exam
         rows = hypothesise(judge, examples, ROWS, (1, 2, 3, 8, VOCABULARY))
     cases = rows * len(MEMBERS)
     print(f"{cases} cases in {np.dtype(dtype)}")
-    assert cases >= 30_000
+    assert cases >= 20_000
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
 def test_transport_is_never_nan_either(dtype):
     with jax.enable_x64(True) if dtype == np.float64 else contextlib.nullcontext():
         judge = judge_of(TRANSPORT, SMALL, dtype)
-        rows = hypothesise(judge, 6, ROWS, (1, 2, 3, SMALL))
+        rows = hypothesise(judge, 3, ROWS, (1, 2, 3, SMALL))
     print(f"{rows * len(TRANSPORT)} cases in {np.dtype(dtype)}")
-    assert rows * len(TRANSPORT) >= 1_500
+    assert rows * len(TRANSPORT) >= 1_000
 
 
 def test_the_same_at_the_size_of_a_language_model():
-    rows = hypothesise(judge_of(AT_SCALE, LARGE, np.float32), 3, 2, (LARGE, LARGE - 1, VOCABULARY))
+    rows = hypothesise(judge_of(AT_SCALE, LARGE, np.float32), 2, 2, (LARGE, LARGE - 1, VOCABULARY))
     print(f"{rows * len(AT_SCALE)} cases of {LARGE} tokens")
-    assert rows * len(AT_SCALE) >= 400
+    assert rows * len(AT_SCALE) >= 300
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
@@ -231,28 +231,31 @@ def equations(jaxpr: Any) -> Iterator[Any]:
             yield equation
 
 
-def half_precision_operations(div: dv.AbstractDivergence, dtype: Any) -> set[tuple]:
-    """What the traced program of value and gradients does to and into arrays of the dtype."""
-    logits = jnp.zeros((1, SMALL), dtype)
-    program = jax.make_jaxpr(with_gradients(div))(logits, logits)
-    assert [out.dtype for out in program.out_avals] == [jnp.float32, dtype, dtype]
+HALF, BRAIN, SINGLE = (jnp.dtype(x) for x in (jnp.float16, jnp.bfloat16, jnp.float32))
+
+
+def half_precision_operations(div: dv.AbstractDivergence) -> set[tuple]:
+    """What the traced program of value and gradients does to and into float16 targets and bfloat16 models."""
+    logits = jnp.zeros((1, SMALL), HALF), jnp.zeros((1, SMALL), BRAIN)
+    program = jax.make_jaxpr(with_gradients(div))(*logits)
+    assert [out.dtype for out in program.out_avals] == [SINGLE, HALF, BRAIN]
     return {
         (equation.primitive.name, *dtypes)
         for equation in equations(program.jaxpr)
-        if dtype in (dtypes := [x.aval.dtype for x in (*equation.invars, *equation.outvars)])
+        if {HALF, BRAIN}
+        & set(dtypes := [x.aval.dtype for x in (*equation.invars, *equation.outvars)])
     }
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
-def test_half_precision_is_float32_of_the_same_numbers(dtype):
+def test_half_precision_is_float32_of_the_same_numbers():
     """By the programs themselves, whatever the numbers: half precision is only converted, and only from and to float32.
 
     (The law `half_precision` compares values bit for bit; the rows above are partly made of such numbers.)
     """
-    half, single = jnp.dtype(dtype), jnp.dtype(jnp.float32)
-    conversions = {("convert_element_type", *x) for x in ((half, single), (single, half))}
+    pairs = (HALF, SINGLE), (SINGLE, HALF), (BRAIN, SINGLE), (SINGLE, BRAIN)
+    conversions = {("convert_element_type", *pair) for pair in pairs}
     for name, member in (MEMBERS | TRANSPORT).items():
-        assert half_precision_operations(member.div, dtype) == conversions, name
+        assert half_precision_operations(member.div) == conversions, name
 
 
 @dv.divergence
@@ -260,8 +263,8 @@ class Naive(dv.ForwardKL):
     """Σ p·log(p/q) as one writes it at first, in the dtype that is given."""
 
     def __call__(self, target, model, **options):
-        t, s = (jax.nn.log_softmax(jnp.asarray(x)) for x in (target, model))
-        return jnp.sum(jnp.exp(t) * (t - s), -1).astype(jnp.float32)
+        t, s = (jax.nn.log_softmax(jnp.asarray(x)).astype(jnp.float32) for x in (target, model))
+        return jnp.sum(jnp.exp(t) * (t - s), -1)
 
 
 def test_a_naive_divergence_is_caught():
@@ -270,4 +273,4 @@ def test_a_naive_divergence_is_caught():
         pytest.fail.Exception, match=r"naive, float32: the value is NaN; row 0 of R"
     ):
         judge(Batch(FOUND * (ROWS // len(FOUND))))
-    assert len(half_precision_operations(Naive(), jnp.bfloat16)) > 2
+    assert len(half_precision_operations(Naive())) > 4

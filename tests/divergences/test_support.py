@@ -1,4 +1,4 @@
-"""Impossible tokens, extreme logits and the three support policies: exact values, and never a NaN."""
+"""Impossible tokens and the three support policies: exact values. That nothing is ever NaN: test_adversarial."""
 
 import jax
 import jax.numpy as jnp
@@ -10,40 +10,11 @@ from oracles import categorical
 from divax import divergences as dv
 
 INF = np.inf
-EVERY = [
-    *dv.names(),
-    "alpha(-1.0)",
-    "alpha(1.0)",
-    "alpha(2.0)",
-    "interpolated_js(0.0)",
-    "forward_kl + reverse_kl",
-]
 
 
-@pytest.mark.parametrize("spec", EVERY)
-def test_no_nan_for_any_pattern_of_impossible_tokens(spec):
-    rng = np.random.default_rng(3)
-    logits = rng.normal(0, 3, (2, 64, 6)).astype(np.float32)
-    logits[rng.random(logits.shape) < 0.4] = -INF
-    logits[:, 0] = -INF  # a row of nothing
-    logits[0, 1, 2] = INF  # a one-hot row
-    t, s = jnp.asarray(logits)
-    value = dv.get(spec)(t, s)
-    assert not np.any(np.isnan(value))
-    assert np.all(value >= -1e-6)
-    for argument in (0, 1):
-        gradient = jax.grad(
-            lambda *a: jnp.sum(jnp.where(jnp.isinf(v := dv.get(spec)(*a)), 0, v)), argnums=argument
-        )(t, s)
-        assert np.all(np.isfinite(gradient))
-        raw = jax.grad(lambda *a: jnp.sum(dv.get(spec)(*a)), argnums=argument)(t, s)
-        assert np.all(np.isfinite(raw))
-        assert np.all(raw[np.isneginf(logits[argument])] == 0)
-
-
-@pytest.mark.parametrize("spec", [s for s in EVERY if s != "sinkhorn"])
+@pytest.mark.parametrize("spec", ["forward_kl", "jensen_shannon", "alpha(2.0)", "renyi", "beta"])
 @pytest.mark.parametrize("size", [1e2, 1e4])
-def test_no_nan_for_confidently_wrong_models(spec, size):
+def test_no_second_derivative_is_nan_for_confidently_wrong_models(spec, size):
     t = jnp.asarray([[size, 0.0, -size], [size, 0, 0], [0, 0, 0], [-size, size, 0]], jnp.float32)
     s = jnp.asarray([[-size, 0.0, size], [0, size, 0], [size, 0, 0], [-size, size, 0]], jnp.float32)
     div = dv.get(spec)
@@ -56,30 +27,13 @@ def test_no_nan_for_confidently_wrong_models(spec, size):
     assert not np.any(np.isnan(hvp))
 
 
-def test_a_large_vocabulary_of_extreme_logits():
-    rng = np.random.default_rng(0)
-    t, s = jnp.asarray(rng.uniform(-1e4, 1e4, (2, 1, 150_000)).astype(np.float32))
-    for spec in ("forward_chi2", "alpha(3.0)", "jensen_shannon"):
-        gradient = jax.grad(lambda s, spec=spec: jnp.sum(dv.get(spec)(t, s)))(s)
-        assert np.all(np.isfinite(gradient))
-
-
-def test_one_token_vocabulary_is_always_zero():
-    for spec in dv.names():
-        assert dv.get(spec)(jnp.asarray([[3.0]]), jnp.asarray([[-5.0]])) == 0
-
-
-def test_equal_rows_are_exactly_zero_with_zero_gradient():
-    t = jnp.asarray(np.random.default_rng(1).normal(0, 5, (4, 50)), jnp.float32)
-    for spec in [n for n in EVERY if n != "sinkhorn"]:
-        value, gradient = jax.value_and_grad(lambda s, spec=spec: jnp.sum(dv.get(spec)(t, s)))(t)
-        assert value == 0
-        np.testing.assert_array_equal(gradient, 0)
-
-
 @pytest.mark.parametrize(
     "spec",
-    [s for s in EVERY if categorical.has(s) and s not in ("alpha(1.0)", "interpolated_js(0.0)")],
+    [
+        s
+        for s in (*dv.names(), "alpha(-1.0)", "alpha(2.0)", "forward_kl + reverse_kl")
+        if categorical.has(s)
+    ],
 )
 def test_finite_edge_contributions_are_exact_and_policies_touch_only_infinite_ones(spec):
     t, s = [1.0, -INF, 0.5, -0.2], [0.3, 0.7, -INF, 2.0]
