@@ -28,10 +28,11 @@ def test_the_table_of_members_is_what_the_code_generates():
     assert rows[: len(dv.names())] == list(dv.names())
 
 
-def test_every_paper_cited_by_a_divergence_has_a_row():
+def test_every_paper_cited_by_a_divergence_or_an_objective_has_a_row():
     cited = {
         (number, path.name)
-        for path in (ROOT / "divergences").glob("*.py")
+        for package in ("divergences", "objectives")
+        for path in (ROOT / package).glob("*.py")
         for number in ARXIV.findall(path.read_text(encoding="utf-8"))
     }
     assert cited
