@@ -1,10 +1,13 @@
 """Estimators and bounds from samples of two Gaussians, against closed forms and with stated confidence.
 
 Every comparison is a z-score: the distance from the closed form in standard errors, which are those of the sample itself.
-A right estimate is beyond 4.5 of them with probability 7e-6; with the 62 comparisons here, one in 2000 keys would fail, and
-the keys are fixed.
+A normal mean is beyond 4.5 of them with probability 7e-6. That holds for means of terms with a fourth moment only (else
+the sample's own error is too small too often): the model is so little wider than the target that (q/p)^k has one under
+the target for all k < 1.44. Each comparison has samples of its own; with 62 of them one choice of keys in 2000 would fail,
+and the keys are fixed.
 """
 
+import zlib
 from typing import Any
 
 import jax
@@ -17,7 +20,7 @@ from divax import divergences as dv
 
 pytestmark = pytest.mark.usefixtures("x64")
 CONFIDENCE = 4.5
-TARGET, MODEL, BEHAVIOUR = (0.3, 1.0), (0.0, 1.2), (0.1, 1.5)
+TARGET, MODEL, BEHAVIOUR = (0.5, 1.0), (0.0, 1.1), (0.2, 1.5)
 GROUPS, EACH = 100, 2_000
 
 
@@ -65,7 +68,7 @@ CLOSED = {
     "squared_hellinger": hellinger,
     "alpha(0.3)": lambda one, other: alpha(0.3, one, other),
     "alpha(1.5)": lambda one, other: alpha(1.5, one, other),
-    "alpha(-0.5)": lambda one, other: alpha(-0.5, one, other),
+    "alpha(-0.3)": lambda one, other: alpha(-0.3, one, other),
 }
 
 
@@ -85,7 +88,7 @@ def test_the_closed_forms_are_the_integrals(spec):
 
 # ---- estimators ------------------------------------------------------------------------------------------------------
 
-LIGHT = ("reverse_kl", "squared_hellinger", "alpha(0.3)", "alpha(-0.5)")
+LIGHT = ("reverse_kl", "squared_hellinger", "alpha(0.3)", "alpha(-0.3)")
 CASES = [
     *((spec, "target", "standard", "pathwise") for spec in CLOSED),
     *((spec, "model", "standard", "score") for spec in CLOSED),
@@ -94,6 +97,11 @@ CASES = [
     ("reverse_kl", "model", "control_variate", "score"),
     ("forward_kl", "target", "standard", "score"),
 ]
+
+
+def own(key, *case):
+    """A key for this case alone."""
+    return jax.random.fold_in(key, zlib.crc32(repr(case).encode()))
 
 
 def z_score(each, want):
@@ -106,6 +114,7 @@ def z_score(each, want):
 def test_estimates_and_their_gradients_are_the_closed_forms(key, spec, samples, value, gradient):
     """The gradient is by the model's mean, its closed form by central differences of the value's."""
     drawn_by = {"target": TARGET, "model": MODEL, "behaviour": BEHAVIOUR}[samples]
+    key = own(key, spec, samples, value, gradient)
     x = drawn_by[0] + drawn_by[1] * jax.random.normal(key, (GROUPS * EACH,))
     options: dict[str, Any] = {"samples": samples, "value": value, "gradient": gradient}
     if samples == "behaviour":
@@ -224,10 +233,10 @@ def bound_from_samples(key, bound, critic):
 
 @pytest.mark.parametrize("name", BOUNDS)
 def test_bounds_are_met_by_the_optimal_critic_and_by_no_other(key, name):
-    bound, want = BOUNDS[name]
+    (bound, want), key = BOUNDS[name], own(key, name)
     value, error = bound_from_samples(key, bound, log_ratio)
     assert abs(value - want) < CONFIDENCE * error
     assert error < 0.03 * want
-    for critic in (lambda x: 0.3 * x, lambda x: log_ratio(x) + 0.4 * jnp.sin(3 * x)):
+    for critic in (lambda x: 0.3 * jnp.cos(2 * x), lambda x: log_ratio(x) + 0.8 * jnp.sin(3 * x)):
         value, error = bound_from_samples(key, bound, critic)
         assert value + CONFIDENCE * error < want
