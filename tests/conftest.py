@@ -17,8 +17,8 @@ given = os.environ.get("XLA_FLAGS", "")
 added = [f"{flag}={value}" for flag, value in FLAGS.items() if flag not in given]
 os.environ["XLA_FLAGS"] = " ".join([given, *added])
 
-import jax
-import pytest
+import jax  # noqa: E402 (reads XLA_FLAGS)
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
