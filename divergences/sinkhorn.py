@@ -9,7 +9,6 @@ from jax.typing import ArrayLike
 
 from divax.divergences.base import divergence
 from divax.divergences.sinkhorn_potentials import SinkhornPotentials, sinkhorn_potentials
-from divax.divergences.sinkhorn_symmetric import self_potentials
 from divax.divergences.transport import AbstractTransport, check_positive
 
 
@@ -25,8 +24,9 @@ class Sinkhorn(AbstractTransport):
     `AbstractDivergence.__call__`. For a cost that is not of negative type the debiased value may be negative, and
     for any other by as much as its three problems are short of convergence; for equal rows it is 0.
 
-    The self-terms have one potential each and take some tens of iterations. The cross term may take thousands where ε is
-    small against the cost: there, and for a whole vocabulary, `AnnealedSinkhorn` takes a few.
+    The self-terms are solved like the rest, so that what all three are short of convergence cancels near p = q. They may
+    take thousands of iterations where ε is small against the cost: there, and for a whole vocabulary,
+    `AnnealedSinkhorn` takes a few.
 
     Attributes:
         epsilon: regularisation, > 0; may be traced.
@@ -69,4 +69,4 @@ class Sinkhorn(AbstractTransport):
 
     def self_transport(self, logits: jax.Array) -> jax.Array:
         """OT_ε(p, p)."""
-        return self_potentials(logits, **self.problem).value
+        return self.solve(logits, logits).value

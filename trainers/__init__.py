@@ -136,13 +136,13 @@ _MODULES = {
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
-    "FDPO",
     "AbstractReference",
     "AbstractTeacher",
     "Batch",
     "Checkpoints",
     "Corpus",
     "Decoding",
+    "FDPO",
     "FixedReference",
     "FollowingState",
     "Interrupted",
