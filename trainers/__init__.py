@@ -16,7 +16,7 @@
 | `sampler_logits` | the tempered and truncated distribution that is sampled from |
 | `Decoding`, `KVCache` | how a model reads token by token; a transformer's cache |
 | `AbstractTeacher`, `LiveTeacher` | the teacher's slot |
-| `FDPO`, `PairObjective` | what `preference` minimises |
+| `FDivergenceDPO` | what `preference` minimises |
 | `PairBatch`, `PairLogps` | preference pairs as rows of completions; their log-probs |
 | `pair_batch`, `packed_pair_batch` | token ids to a `PairBatch`, one completion to a row or several |
 | `AbstractReference`, `FixedReference`, `MovingReference` | the reference policy's slot |
@@ -66,8 +66,7 @@ if TYPE_CHECKING:
     from divax.trainers.pairs import PairLogps as PairLogps
     from divax.trainers.pairs import packed_pair_batch as packed_pair_batch
     from divax.trainers.pairs import pair_batch as pair_batch
-    from divax.trainers.preference_trainer import FDPO as FDPO
-    from divax.trainers.preference_trainer import PairObjective as PairObjective
+    from divax.trainers.preference_trainer import FDivergenceDPO as FDivergenceDPO
     from divax.trainers.preference_trainer import check_start as check_start
     from divax.trainers.preference_trainer import precompute_reference as precompute_reference
     from divax.trainers.preference_trainer import preference as preference
@@ -98,8 +97,7 @@ _MODULES = {
     "coupled_step": ("make_coupled_step",),
     "pairs": ("PairBatch", "PairLogps", "packed_pair_batch", "pair_batch"),
     "preference_trainer": (
-        "FDPO",
-        "PairObjective",
+        "FDivergenceDPO",
         "check_start",
         "precompute_reference",
         "preference",
@@ -142,7 +140,7 @@ __all__ = [
     "Checkpoints",
     "Corpus",
     "Decoding",
-    "FDPO",
+    "FDivergenceDPO",
     "FixedReference",
     "FollowingState",
     "Interrupted",
@@ -154,7 +152,6 @@ __all__ = [
     "NonFiniteError",
     "PairBatch",
     "PairLogps",
-    "PairObjective",
     "RunError",
     "Samples",
     "TrainState",

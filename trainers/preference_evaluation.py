@@ -19,7 +19,7 @@ def pair_sums(objective: Callable[[PairLogps], Any], pairs: PairLogps) -> dict[s
         >>> import jax.numpy as jnp
         >>> from divax import trainers as tr
         >>> pairs = PairLogps(*[jnp.ones(2)] * 7)
-        >>> sorted(pair_sums(tr.FDPO(), pairs))
+        >>> sorted(pair_sums(tr.FDivergenceDPO(), pairs))
         ['lengths', 'log_ratios', 'margins', 'metrics', 'weights']
     """
     loss, metrics = objective(pairs)
@@ -51,7 +51,7 @@ def summarise_pairs(batch_sums: Iterable[dict[str, Any]]) -> dict[str, float]:
         >>> import jax.numpy as jnp
         >>> from divax import trainers as tr
         >>> pairs = PairLogps(*[jnp.ones(2)] * 7)
-        >>> summarise_pairs([pair_sums(tr.FDPO(), pairs)])["rewards/accuracies"]
+        >>> summarise_pairs([pair_sums(tr.FDivergenceDPO(), pairs)])["rewards/accuracies"]
         0.5
     """
     batches = [jax.tree.map(lambda x: np.asarray(x, np.float64), sums) for sums in batch_sums]

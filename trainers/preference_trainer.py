@@ -29,7 +29,7 @@ PairObjective = Callable[[PairLogps], tuple[Weighted, dict[str, Weighted]]]
 
 
 @frozen_pytree
-class FDPO:
+class FDivergenceDPO:
     """`objectives.preference` as an objective of pairs, its numbers traced.
 
     Attributes:
@@ -41,7 +41,7 @@ class FDPO:
 
     Example:
         >>> import jax
-        >>> jax.tree.leaves(FDPO(beta=0.2, label_probs=0.9))
+        >>> jax.tree.leaves(FDivergenceDPO(beta=0.2, label_probs=0.9))
         [0.2, 0.9]
     """
 
@@ -73,7 +73,7 @@ def preference(
     params: Any,
     reference: AbstractReference,
     optimizer: optax.GradientTransformation,
-    objective: PairObjective = FDPO(),  # noqa: B008 (frozen value)
+    objective: PairObjective = FDivergenceDPO(),  # noqa: B008 (frozen value)
     reference_model: Model | None = None,
     micro_batches: int = 1,
     segments: int = 1,
@@ -90,7 +90,7 @@ def preference(
         reference: `FixedReference(params)`, or `MovingReference()` with a `following` optimizer.
             A batch that carries `reference_logps` is not asked again.
         optimizer: any Optax transformation.
-        objective: `FDPO(divergence, loss, beta, ...)`, or any function of `PairLogps`, such as
+        objective: `FDivergenceDPO(divergence, loss, beta, ...)`, or any function of `PairLogps`, such as
             `lambda pairs: objectives.simpo(chosen_logps=pairs.chosen_logps, ...)`.
         reference_model: the reference's model, where it is not the policy's.
         micro_batches: parts that the completions of a batch are split into.
@@ -114,7 +114,7 @@ def preference(
         >>> base = jnp.zeros((4, 4))
         >>> trainer = tr.preference(
         ...     policy=table, params=base, reference=tr.FixedReference(base),
-        ...     optimizer=optax.sgd(1.0), objective=tr.FDPO(beta=0.5),
+        ...     optimizer=optax.sgd(1.0), objective=tr.FDivergenceDPO(beta=0.5),
         ... )
         >>> batch = tr.pair_batch([((0,), (1,), (2,))], pad_to=2)
         >>> state, metrics = trainer.step(trainer.init(jax.random.key(0)), batch)
@@ -132,7 +132,7 @@ def preference(
         )
     if isinstance(objective, type) or not callable(objective):
         raise TypeError(
-            f"objective must be a function of PairLogps such as tr.FDPO(), got {objective!r}"
+            f"objective must be a function of PairLogps such as tr.FDivergenceDPO(), got {objective!r}"
         )
     rows = _Rows(policy, reference_model or policy, segments, chunk_size)
 

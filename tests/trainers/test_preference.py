@@ -155,7 +155,7 @@ def first_step(learner):
     return learner.step(learner.init(jax.random.key(0)), BATCH)
 
 
-COUPLED = tr.FDPO(
+COUPLED = tr.FDivergenceDPO(
     divergence=dv.JensenShannon(),
     aggregate=objectives.OptimisticMean(temperature=0.1),
     beta=0.5,
@@ -213,7 +213,9 @@ def test_eight_devices_are_one(axes):
 
 
 def test_training_ranks_the_pairs_as_labelled():
-    learner = trainer(tr.FDPO(divergence=dv.Alpha(alpha=0.5), beta=0.3), optimizer=optax.sgd(1.0))
+    learner = trainer(
+        tr.FDivergenceDPO(divergence=dv.Alpha(alpha=0.5), beta=0.3), optimizer=optax.sgd(1.0)
+    )
     state = learner.init(jax.random.key(0))
     for _ in range(60):
         state, _ = learner.step(state, BATCH)
@@ -239,7 +241,7 @@ def test_precomputed_references_give_the_live_step():
 
 def test_a_moving_reference_follows_and_is_part_of_the_state():
     optimizer = tr.following(optax.sgd(0.5), share=0.25, every=2)
-    moving = trainer(tr.FDPO(), reference=tr.MovingReference(), optimizer=optimizer)
+    moving = trainer(tr.FDivergenceDPO(), reference=tr.MovingReference(), optimizer=optimizer)
     state = moving.init(jax.random.key(0))
     start = jax.tree.map(jnp.copy, state.params)
     state, metrics = moving.step(state, BATCH)
@@ -304,16 +306,16 @@ def test_wrong_input_is_one_clear_line():
     with pytest.raises(ValueError, match="at least one preference pair"):
         tr.pair_batch([], 8)
     with pytest.raises(TypeError, match=r"wrap parameters as tr.FixedReference"):
-        trainer(tr.FDPO(), reference=BASE)
-    with pytest.raises(TypeError, match=r"such as tr.FDPO\(\)"):
-        trainer(tr.FDPO)
+        trainer(tr.FDivergenceDPO(), reference=BASE)
+    with pytest.raises(TypeError, match=r"such as tr.FDivergenceDPO\(\)"):
+        trainer(tr.FDivergenceDPO)
     with pytest.raises(TypeError, match="wrap the optimizer"):
-        first_step(trainer(tr.FDPO(), reference=tr.MovingReference()))
+        first_step(trainer(tr.FDivergenceDPO(), reference=tr.MovingReference()))
     with pytest.raises(ValueError, match="add up to 1"):
         tr.average_params([BASE, BASE], [0.5, 0.6])
     with pytest.raises(ValueError, match="3 micro-batches do not divide a batch of 16 rows"):
-        first_step(trainer(tr.FDPO(), micro_batches=3))
+        first_step(trainer(tr.FDivergenceDPO(), micro_batches=3))
     with pytest.raises(ValueError, match="segments=2 needs segment_ids"):
         tr.completion_log_probs(MODEL, BASE, BATCH.completions, segments=2)
     with pytest.raises(ValueError, match="not admissible"):
-        first_step(trainer(tr.FDPO(divergence=dv.ReverseChi2())))
+        first_step(trainer(tr.FDivergenceDPO(divergence=dv.ReverseChi2())))
