@@ -23,6 +23,7 @@ from jax.typing import ArrayLike
 from divax.divergences import AbstractFDivergence, ReverseKL, regularized_argmax
 from divax.divergences import divergence as frozen_pytree
 from divax.objectives.arguments import is_static
+from divax.objectives.tail import tail_mean
 from divax.objectives.weighted import Weighted
 
 
@@ -163,12 +164,8 @@ class TailMean:
         """The tail's mean; a pair at the edge of the tail counts in part."""
         losses, weights = _pairs(losses, weights)
         count = jnp.sum(weights)
-        budget = jnp.asarray(self.share, losses.dtype) * count
-        order = jnp.argsort(jax.lax.stop_gradient(jnp.where(weights > 0, -losses, jnp.inf)))
-        sorted_weights = weights[order]
-        before = jnp.cumsum(sorted_weights) - sorted_weights
-        taken = jnp.clip(budget - before, 0, sorted_weights)
-        mean = jnp.sum(taken * losses[order]) / jnp.where(budget > 0, budget, 1)
+        probs = weights / jnp.where(count > 0, count, 1)
+        mean = tail_mean(losses, probs, jnp.asarray(self.share, losses.dtype))
         return Weighted(total=mean * count, count=count)
 
 

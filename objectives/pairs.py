@@ -58,6 +58,24 @@ def log_ratios(*, policy, reference, lengths, weights: ArrayLike | None) -> LogR
 _SIDES = ("chosen", "rejected")
 
 
+def completion_log_ratios(
+    logps: ArrayLike, reference_logps: ArrayLike, weights: ArrayLike | None
+) -> tuple[jax.Array, jax.Array]:
+    """`log(policy/reference)` `[B]` of single completions, 0 where the weight is 0; and the weights.
+
+    Gradients stop at the reference.
+
+    Raises:
+        ValueError: a shape is not `[B]`.
+    """
+    policy = floats(logps, "logps")
+    if policy.ndim != 1:
+        raise ValueError(f"logps must be [B], one summed log-prob each, got shape {policy.shape}")
+    live = jnp.ones_like(policy) if weights is None else floats(weights, "weights")
+    check_shape(live, "weights", policy)
+    return silence(policy, live) - _held(reference_logps, "reference_logps", policy, live), live
+
+
 def floats(value: ArrayLike, name: str) -> jax.Array:
     """Numbers in the working precision."""
     array = jnp.asarray(value)

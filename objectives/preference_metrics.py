@@ -52,9 +52,7 @@ def pair_metrics(
 
     near_top = jnp.asarray(supremum, chosen.dtype) - 1e-3
     values = {
-        "rewards/chosen": chosen,
-        "rewards/rejected": rejected,
-        "rewards/margins": chosen - rejected,
+        **reward_values(chosen, rejected),
         "rewards/accuracies": 0.5 * (1 + ahead),
         "mean_log_ratio/chosen": ratios.chosen,
         "mean_log_ratio/rejected": ratios.rejected,
@@ -64,3 +62,13 @@ def pair_metrics(
         "saturation": share(lambda _, value: value > near_top),
     }
     return {name: pair_mean(value, ratios.weights) for name, value in values.items()}
+
+
+def reward_values(chosen: jax.Array, rejected: jax.Array) -> dict[str, jax.Array]:
+    """Per pair: both rewards, their margin, and whether it is positive, a tie counting one half."""
+    return {
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": chosen - rejected,
+        "rewards/accuracies": 0.5 * (1 + jnp.sign(chosen - rejected)),
+    }

@@ -6,7 +6,7 @@ from jax.typing import ArrayLike
 
 from divax.objectives.arguments import is_static
 from divax.objectives.pair_mean import pair_mean
-from divax.objectives.pairs import check_shape, floats, silence
+from divax.objectives.pairs import check_shape, completion_log_ratios, floats, silence
 from divax.objectives.weighted import Weighted
 
 
@@ -44,14 +44,11 @@ def implicit_process_reward(
     """
     if is_static(beta) and not beta > 0:
         raise ValueError(f"beta={beta} must be positive")
-    policy = floats(logps, "logps")
-    reference = floats(jax.lax.stop_gradient(reference_logps), "reference_logps")
+    ratios, live = completion_log_ratios(logps, reference_logps, weights)
     label = floats(jax.lax.stop_gradient(correct), "correct")
-    live = jnp.ones_like(policy) if weights is None else floats(weights, "weights")
-    for array, name in ((reference, "reference_logps"), (label, "correct"), (live, "weights")):
-        check_shape(array, name, policy)
+    check_shape(label, "correct", ratios)
     label = silence(label, live)
-    reward = jnp.asarray(beta, policy.dtype) * (silence(policy, live) - silence(reference, live))
+    reward = jnp.asarray(beta, ratios.dtype) * ratios
     rows = label * jax.nn.softplus(-reward) + (1 - label) * jax.nn.softplus(reward)
     held = jax.lax.stop_gradient(reward)
     right = 0.5 * (1 + jnp.sign(held) * jnp.sign(label - 0.5))

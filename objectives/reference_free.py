@@ -14,6 +14,7 @@ from divax.objectives.pair_loss import AbstractPairLoss
 from divax.objectives.pair_mean import pair_mean
 from divax.objectives.pairs import check_shape, floats, silence
 from divax.objectives.preference import preference
+from divax.objectives.preference_metrics import reward_values
 from divax.objectives.weighted import Weighted
 
 _LOGISTIC = Logistic()
@@ -303,10 +304,4 @@ def _decay(x: jax.Array) -> jax.Array:
 
 def _metrics(chosen: jax.Array, rejected: jax.Array, live: jax.Array) -> dict[str, Weighted]:
     chosen, rejected = jax.lax.stop_gradient((chosen, rejected))
-    values = {
-        "rewards/chosen": chosen,
-        "rewards/rejected": rejected,
-        "rewards/margins": chosen - rejected,
-        "rewards/accuracies": 0.5 * (1 + jnp.sign(chosen - rejected)),
-    }
-    return {name: pair_mean(value, live) for name, value in values.items()}
+    return {name: pair_mean(value, live) for name, value in reward_values(chosen, rejected).items()}

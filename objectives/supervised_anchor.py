@@ -17,7 +17,7 @@ from divax.divergences import divergence as frozen_pytree
 from divax.objectives.absolute_pair_losses import AbstractAbsolutePairLoss
 from divax.objectives.arguments import is_static
 from divax.objectives.pair_mean import pair_mean
-from divax.objectives.pairs import check_shape, floats, silence
+from divax.objectives.pairs import completion_log_ratios
 from divax.objectives.weighted import Weighted
 
 
@@ -127,13 +127,9 @@ def implicit_reward_sft(
         raise TypeError(f"divergence must be an f-divergence, got {divergence!r}")
     if is_static(beta) and not beta > 0:
         raise ValueError(f"beta={beta} must be positive")
-    policy = floats(logps, "logps")
-    reference = floats(jax.lax.stop_gradient(reference_logps), "reference_logps")
-    live = jnp.ones_like(policy) if weights is None else floats(weights, "weights")
-    check_shape(reference, "reference_logps", policy)
-    check_shape(live, "weights", policy)
-    reward = jnp.asarray(beta, policy.dtype) * (silence(policy, live) - silence(reference, live))
-    baseline = jnp.asarray(baseline, policy.dtype)
+    ratios, live = completion_log_ratios(logps, reference_logps, weights)
+    reward = jnp.asarray(beta, ratios.dtype) * ratios
+    baseline = jnp.asarray(baseline, ratios.dtype)
     # Our generators are in expert/policy; the dual's is in policy/expert.
     rows = divergence.dual().conjugate(-reward - baseline) + baseline
     return pair_mean(rows, live), {"rewards": pair_mean(jax.lax.stop_gradient(reward), live)}

@@ -21,6 +21,7 @@ from divax.objectives.arguments import check_logits, check_rows, is_static, sile
 from divax.objectives.margin_losses import Logistic
 from divax.objectives.pair_loss import AbstractMarginLoss
 from divax.objectives.preference import preference
+from divax.objectives.tail import tail_mean
 from divax.objectives.weighted import Weighted
 
 #: log(reference/policy) `[..., V]` and the reference's probabilities `[..., V]` to `[...]`.
@@ -63,13 +64,7 @@ class TailRisk:
 
     def __call__(self, values: jax.Array, probs: jax.Array) -> jax.Array:
         """The tail's mean; a value at its edge counts in part."""
-        share = jnp.asarray(self.share, values.dtype)
-        ranked = jnp.where(probs > 0, values, -jnp.inf)
-        order = jnp.argsort(jax.lax.stop_gradient(-ranked), axis=-1)
-        sorted_probs = jnp.take_along_axis(probs, order, -1)
-        sorted_values = jnp.take_along_axis(values, order, -1)
-        taken = jnp.clip(share - (jnp.cumsum(sorted_probs, -1) - sorted_probs), 0, sorted_probs)
-        return jnp.sum(jnp.where(taken > 0, taken * sorted_values, 0), -1) / share
+        return tail_mean(values, probs, jnp.asarray(self.share, values.dtype))
 
 
 @frozen_pytree

@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 from divax.divergences import donsker_varadhan_bound
 from divax.objectives.arguments import is_static
 from divax.objectives.pair_mean import pair_mean
-from divax.objectives.pairs import check_shape, floats, silence
+from divax.objectives.pairs import check_shape, completion_log_ratios, floats, silence
 from divax.objectives.weighted import Weighted
 
 
@@ -300,17 +300,11 @@ class _Rows:
 def _rows(logps, reference_logps, desirable, beta, weights) -> _Rows:
     if is_static(beta) and not beta > 0:
         raise ValueError(f"beta={beta} must be positive")
-    policy = floats(logps, "logps")
-    if policy.ndim != 1:
-        raise ValueError(f"logps must be [B], one summed log-prob each, got shape {policy.shape}")
-    reference = floats(jax.lax.stop_gradient(reference_logps), "reference_logps")
-    live = jnp.ones_like(policy) if weights is None else floats(weights, "weights")
+    ratios, live = completion_log_ratios(logps, reference_logps, weights)
     kind = jnp.asarray(desirable)
-    for array, name in ((reference, "reference_logps"), (live, "weights"), (kind, "the labels")):
-        check_shape(array, name, policy)
-    scale = jnp.asarray(beta, policy.dtype)
-    rewards = scale * (silence(policy, live) - silence(reference, live))
-    return _Rows(rewards, kind.astype(bool), live, scale)
+    check_shape(kind, "the labels", ratios)
+    scale = jnp.asarray(beta, ratios.dtype)
+    return _Rows(scale * ratios, kind.astype(bool), live, scale)
 
 
 def _single(value: jax.Array) -> Weighted:

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from divax.trainers.calibration import BINS
 from divax.trainers.pairs import PairLogps
-
-BINS = 15
 
 
 def pair_sums(objective: Callable[[PairLogps], Any], pairs: PairLogps) -> dict[str, Any]:

@@ -241,7 +241,12 @@ def check_start(
 
 
 def precompute_reference(
-    model: Model, params: Any, batches: Iterable[PairBatch], *, segments: int = 1
+    model: Model,
+    params: Any,
+    batches: Iterable[PairBatch],
+    *,
+    segments: int = 1,
+    chunk_size: int = 1024,
 ) -> Iterable[PairBatch]:
     """The batches with the reference's log-probs in them, so that training runs it no more.
 
@@ -250,6 +255,7 @@ def precompute_reference(
         params: its parameters.
         batches: pairs.
         segments: completions that a packed row may hold.
+        chunk_size: positions whose logits exist at a time, as in the trainer.
 
     Returns:
         The batches, one by one.
@@ -265,7 +271,7 @@ def precompute_reference(
     """
     score = jax.jit(
         lambda params, completions: completion_log_probs(
-            model, params, completions, segments=segments
+            model, params, completions, segments=segments, chunk_size=chunk_size
         )
     )
     for batch in batches:

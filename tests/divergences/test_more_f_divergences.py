@@ -1,7 +1,5 @@
 """The later f-divergences: values, gradients, the whole generator contract, limits and masks, against 50 digits."""
 
-import functools
-
 import compiled
 import jax
 import jax.numpy as jnp
@@ -57,16 +55,8 @@ KNOWN = len(ROWS) + len(MASKED)
 EQUAL = slice(KNOWN + 2, KNOWN + 8)
 
 
+@jax.jit
 def contract(div, u):
-    return _contract(str(jax.tree.structure(div)))(div, u)
-
-
-@functools.cache
-def _contract(structure):
-    return jax.jit(everything)
-
-
-def everything(div, u):
     s = -jnp.log(u)
     return {
         "f": div.f(u),

@@ -161,7 +161,7 @@ def test_ensembles():
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 64])
-def test_best_of_n_by_simulation_of_its_definition(n):
+def test_best_of_n_is_its_definition(n):
     base = np.random.default_rng(7).dirichlet(np.full(6, 0.4))
     rewards = np.array([0.3, -1.0, 0.3, 2.0, 0.0, 1.0])
     got = np.exp(objectives.best_of_n(np.log(base), rewards, n))
