@@ -20,7 +20,8 @@ Members, by what they compute (`get` and `names` reach them by their snake-case 
   vocabulary): `Sinkhorn` (and its solver `sinkhorn_potentials`, which returns `SinkhornPotentials`), `AnnealedSinkhorn`
   (`annealed_potentials`) for sharp ε, `UnbalancedSinkhorn` (`unbalanced_potentials`), `self_potentials` for OT_ε(p, p);
   `batch_sinkhorn` between the samples of a batch (as published, `sinkd_as_published`); on an ordered support
-  `Wasserstein1` and `Cramer`; over head rows `EMO` (its training loss is `balanced_with_likelihood`) and `DebiasedEMO`;
+  `Wasserstein1` and `Cramer` (`AbstractOrderedDistance`);
+  over head rows `EMO` (its training loss is `balanced_with_likelihood`) and `DebiasedEMO`;
   across vocabularies `universal_logit_distance`.
 - samples and features: `biased_mmd`, `unbiased_mmd`, `energy_distance`, `noise_adaptive_mmd` (and its
   `noise_adaptive_witness`), `sample_cauchy_schwarz`, `conditional_cauchy_schwarz`; kernels `RBFKernel`, `LaplaceKernel`,
@@ -144,6 +145,7 @@ from divax.divergences.named import tsallis as tsallis
 from divax.divergences.optimum import RegularizedOptimum as RegularizedOptimum
 from divax.divergences.optimum import dro_weights as dro_weights
 from divax.divergences.optimum import regularized_argmax as regularized_argmax
+from divax.divergences.ordered import AbstractOrderedDistance as AbstractOrderedDistance
 from divax.divergences.ordered import Cramer as Cramer
 from divax.divergences.ordered import Wasserstein1 as Wasserstein1
 from divax.divergences.renyi import Bhattacharyya as Bhattacharyya

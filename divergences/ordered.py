@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,49 @@ from divax.divergences.token_divergence import AbstractTokenDivergence
 
 
 @divergence
-class Wasserstein1(AbstractTokenDivergence):
+class AbstractOrderedDistance(AbstractTokenDivergence):
+    """A distance between distributions on positions: symmetric, finite for all supports, and blind to the tokens' names.
+
+    Example:
+        >>> from divax import divergences as dv
+        >>> isinstance(dv.Cramer(), dv.AbstractOrderedDistance)
+        True
+
+    Attributes:
+        positions: `[V]`, where each atom lies, in any order, or `[..., V]` of each row; None is 0, 1, …, V − 1.
+    """
+
+    known_exceptions: ClassVar[Mapping[str, str]] = {
+        "permutation_equivariant": "the order of the tokens is what it measures"
+    }
+
+    positions: jax.Array | None = None
+
+    @property
+    def infinite_at(self) -> InfiniteAt:
+        """Nowhere."""
+        return InfiniteAt(False, False)
+
+    def dual(self) -> Self:
+        """Itself."""
+        return self
+
+    def on_tokens(self, ids: jax.Array, *, vocabulary: int, tail: bool) -> Self:
+        """The same between the positions of the kept tokens, for `TopKRenormalized`.
+
+        Raises:
+            ValueError: a tail, which has no position.
+        """
+        if tail:
+            raise ValueError(
+                f"{self.spec_name} has no place for the bucket of all other tokens: use TopKRenormalized"
+            )
+        places = jnp.arange(vocabulary) if self.positions is None else jnp.asarray(self.positions)
+        return dataclasses.replace(self, positions=places[ids].astype(jnp.result_type(float)))
+
+
+@divergence
+class Wasserstein1(AbstractOrderedDistance):
     """Earth mover's distance on an ordered support, W₁ = Σ |F − G|·Δx with the cumulative distributions F and G.
 
     Exact optimal transport for the cost |x − y|, without iterations. A distance, not a squared one: its gradient by the
@@ -37,33 +80,15 @@ class Wasserstein1(AbstractTokenDivergence):
 
     spec_name = "wasserstein1"
     formula = "Σ |F − G| Δx"
-    known_exceptions: ClassVar[Mapping[str, str]] = {
-        "permutation_equivariant": "the order of the tokens is what it measures"
-    }
-
-    positions: jax.Array | None = None
 
     def rows(self, target: jax.Array, model: jax.Array) -> jax.Array:
         """Σ |F − G|·Δx."""
         cumulative, steps = _cumulative_gap(target, model, self.positions)
         return jnp.sum(magnitude(cumulative) * steps, -1)
 
-    @property
-    def infinite_at(self) -> InfiniteAt:
-        """Nowhere."""
-        return InfiniteAt(False, False)
-
-    def dual(self) -> Wasserstein1:
-        """Itself."""
-        return self
-
-    def on_tokens(self, ids: jax.Array, *, vocabulary: int, tail: bool) -> Wasserstein1:
-        """The same between the positions of the kept tokens, for `TopKRenormalized`; a tail has no position."""
-        return Wasserstein1(positions=_positions_of(self, ids, vocabulary, tail))
-
 
 @divergence
-class Cramer(AbstractTokenDivergence):
+class Cramer(AbstractOrderedDistance):
     """Cramér distance on an ordered support, Σ (F − G)²·Δx: half the energy distance, smooth where W₁ has a kink.
 
     Its sample gradients are unbiased, which those of W₁ are not. Called with logits `[..., V]`, returns `[...]` in
@@ -85,29 +110,11 @@ class Cramer(AbstractTokenDivergence):
 
     spec_name = "cramer"
     formula = "Σ (F − G)² Δx"
-    known_exceptions: ClassVar[Mapping[str, str]] = {
-        "permutation_equivariant": "the order of the tokens is what it measures"
-    }
-
-    positions: jax.Array | None = None
 
     def rows(self, target: jax.Array, model: jax.Array) -> jax.Array:
         """Σ (F − G)²·Δx."""
         cumulative, steps = _cumulative_gap(target, model, self.positions)
         return jnp.sum(cumulative**2 * steps, -1)
-
-    @property
-    def infinite_at(self) -> InfiniteAt:
-        """Nowhere."""
-        return InfiniteAt(False, False)
-
-    def dual(self) -> Cramer:
-        """Itself."""
-        return self
-
-    def on_tokens(self, ids: jax.Array, *, vocabulary: int, tail: bool) -> Cramer:
-        """The same between the positions of the kept tokens, for `TopKRenormalized`; a tail has no position."""
-        return Cramer(positions=_positions_of(self, ids, vocabulary, tail))
 
 
 def _cumulative_gap(
@@ -129,14 +136,3 @@ def _cumulative_gap(
         steps = jnp.diff(jnp.take_along_axis(places, order, -1), axis=-1)
     cumulative = jnp.cumsum(gap, axis=-1)[..., :-1]
     return cumulative, jnp.broadcast_to(steps, cumulative.shape)
-
-
-def _positions_of(
-    div: Wasserstein1 | Cramer, ids: jax.Array, vocabulary: int, tail: bool
-) -> jax.Array:
-    if tail:
-        raise ValueError(
-            f"{div.spec_name} has no place for the bucket of all other tokens: use TopKRenormalized"
-        )
-    places = jnp.arange(vocabulary) if div.positions is None else jnp.asarray(div.positions)
-    return places[ids].astype(jnp.result_type(float))
