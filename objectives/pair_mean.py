@@ -43,6 +43,13 @@ class PairAggregate(Protocol):
 def pair_mean(losses: ArrayLike, weights: ArrayLike) -> Weighted:
     """The weighted mean of the pairs' losses.
 
+    Args:
+        losses: `[B]`, nats; what stands where the weight is 0 has no influence, NaN included.
+        weights: `[B]`, non-negative.
+
+    Returns:
+        The weighted sum, and the sum of the weights as its count.
+
     Example:
         >>> import jax.numpy as jnp
         >>> float(pair_mean(jnp.array([1.0, 4.0, 9.0]), jnp.array([1.0, 2.0, 0.0])).mean())

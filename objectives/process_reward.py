@@ -32,6 +32,9 @@ def implicit_process_reward(
     Returns:
         The loss, a mean over completions; metrics `accuracy` (r = 0 is half right) and `brier`.
 
+    Raises:
+        ValueError: arrays of another shape, or a `beta` that is not positive.
+
     Example:
         >>> import jax.numpy as jnp
         >>> loss, _ = implicit_process_reward(
@@ -83,6 +86,9 @@ def process_rewards(
 
     Returns:
         `[B, T]`: at the last token of each step its reward, 0 elsewhere.
+
+    Raises:
+        ValueError: arrays of another shape, or a `beta` that is not positive.
 
     Example:
         >>> import jax.numpy as jnp

@@ -48,6 +48,9 @@ def cpo(
     Returns:
         The loss (count 1: a sum of two means), and the metrics of `preference` and `nll`.
 
+    Raises:
+        ValueError: arrays that are not `[B]`, or a `beta` that is not positive.
+
     Example:
         >>> import jax.numpy as jnp
         >>> loss, _ = cpo(
@@ -106,6 +109,9 @@ def simpo(
     Returns:
         The loss, a mean over pairs, and metrics: rewards, margins, accuracies (a tie is half).
 
+    Raises:
+        ValueError: arrays that are not `[B]`, or a `beta` that is not positive.
+
     Example:
         >>> import jax.numpy as jnp
         >>> loss, _ = simpo(
@@ -158,6 +164,9 @@ def orpo(
     Returns:
         The loss (count 1: a sum of two means), and metrics: the log-odds as rewards, and `nll`.
 
+    Raises:
+        ValueError: arrays that are not `[B]`, or a `beta` that is not positive.
+
     Example:
         >>> import jax.numpy as jnp
         >>> loss, _ = orpo(
@@ -207,6 +216,9 @@ def mapo(
     Returns:
         The loss, a mean over pairs, and metrics: `phi` of both as rewards.
 
+    Raises:
+        ValueError: arrays that are not `[B]`, or a `beta` that is not positive.
+
     Example:
         >>> import jax.numpy as jnp
         >>> loss, _ = mapo(chosen_losses=jnp.array([0.2]), rejected_losses=jnp.array([0.2]))
@@ -234,6 +246,9 @@ def token_nll(logps: ArrayLike, lengths: ArrayLike, weights: ArrayLike | None = 
 
     Returns:
         Total and count of tokens: a long completion weighs more than a short one.
+
+    Raises:
+        ValueError: arrays that are not `[B]`, or a `beta` that is not positive.
 
     Example:
         >>> import jax.numpy as jnp

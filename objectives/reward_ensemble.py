@@ -15,6 +15,9 @@ def worst_case_reward(rewards: ArrayLike) -> jax.Array:
     Args:
         rewards: `[K, ...]`, of K models.
 
+    Raises:
+        ValueError: no model, or shapes that do not fit.
+
     Example:
         >>> import jax.numpy as jnp
         >>> float(worst_case_reward(jnp.array([1.0, 3.0])))
@@ -34,6 +37,9 @@ def uncertainty_weighted_reward(rewards: ArrayLike, penalty: ArrayLike = 0.5) ->
     Args:
         rewards: `[K, ...]`, of K models.
         penalty: `>= 0`; the variance is the population's, divided by K.
+
+    Raises:
+        ValueError: no model, or shapes that do not fit.
 
     Example:
         >>> import jax.numpy as jnp

@@ -110,6 +110,10 @@ def implicit_reward_sft(
     Returns:
         The loss, a mean over completions, and the mean reward.
 
+    Raises:
+        TypeError: a divergence that is no f-divergence.
+        ValueError: arrays that are not `[B]`, or a `beta` that is not positive.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from divax import divergences as dv

@@ -115,6 +115,9 @@ def sequential_risk(
     Returns:
         `[B]`, nats.
 
+    Raises:
+        ValueError: shapes that do not fit, or a loss that is not of the margin.
+
     Example:
         >>> import jax.numpy as jnp
         >>> policy, reference = jnp.zeros((1, 2, 2)), jnp.log(jnp.array([[[0.9, 0.1]] * 2]))
@@ -175,6 +178,9 @@ def token_preference(
 
     Returns:
         The loss, a mean over pairs, and the metrics of `preference`, of `s + K` for `s`.
+
+    Raises:
+        ValueError: shapes that do not fit, or a loss that is not of the margin.
 
     Example:
         >>> import jax.numpy as jnp

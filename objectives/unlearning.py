@@ -40,6 +40,10 @@ def flat(
     Returns:
         The loss (count 1: a bound over the batch), and the two mean probabilities.
 
+    Raises:
+        TypeError: a divergence that is no f-divergence.
+        ValueError: arrays that are not `[B, T]`, or rows that differ in number.
+
     Example:
         >>> import jax.numpy as jnp
         >>> logps = jnp.log(jnp.full((1, 2), 0.5))

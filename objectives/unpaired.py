@@ -55,6 +55,9 @@ def kto(
     Returns:
         The loss, a mean over completions, and metrics: rewards of either kind, and `kl_estimate`.
 
+    Raises:
+        ValueError: arrays that are not `[B]`, or a `beta` that is not positive.
+
     Example:
         >>> import jax.numpy as jnp
         >>> loss, _ = kto(
@@ -105,6 +108,9 @@ def unpaired_bco(
     Returns:
         The loss, a mean over completions, and their rewards as metrics.
 
+    Raises:
+        ValueError: arrays that are not `[B]`, or a `beta` that is not positive.
+
     Example:
         >>> import jax.numpy as jnp
         >>> loss, _ = unpaired_bco(
@@ -146,6 +152,9 @@ def ddo(
 
     Returns:
         The loss: one number, the sum of two means (count 1); and the rewards of either kind.
+
+    Raises:
+        ValueError: arrays that are not `[B]`, or a `beta` that is not positive.
 
     Example:
         >>> import jax.numpy as jnp
@@ -189,6 +198,9 @@ def kldo(
 
     Returns:
         The loss: one number, which couples the batch (count 1); and the rewards of either kind.
+
+    Raises:
+        ValueError: arrays that are not `[B]`, or a `beta` that is not positive.
 
     Example:
         >>> import jax.numpy as jnp
@@ -242,6 +254,9 @@ def negative_only(
 
     Returns:
         The loss, a mean over rows, and the two rewards.
+
+    Raises:
+        ValueError: arrays that are not `[B]`, or a `beta` that is not positive.
 
     Example:
         >>> import jax.numpy as jnp
