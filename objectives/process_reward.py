@@ -88,7 +88,7 @@ def process_rewards(
         `[B, T]`: at the last token of each step its reward, 0 elsewhere.
 
     Raises:
-        ValueError: arrays of another shape, or a `beta` that is not positive.
+        ValueError: arrays that are not `[B, T]`.
 
     Example:
         >>> import jax.numpy as jnp

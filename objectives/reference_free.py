@@ -165,7 +165,7 @@ def orpo(
         The loss (count 1: a sum of two means), and metrics: the log-odds as rewards, and `nll`.
 
     Raises:
-        ValueError: arrays that are not `[B]`, or a `beta` that is not positive.
+        ValueError: arrays that are not `[B]`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -217,7 +217,7 @@ def mapo(
         The loss, a mean over pairs, and metrics: `phi` of both as rewards.
 
     Raises:
-        ValueError: arrays that are not `[B]`, or a `beta` that is not positive.
+        ValueError: arrays that are not `[B]`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -248,7 +248,7 @@ def token_nll(logps: ArrayLike, lengths: ArrayLike, weights: ArrayLike | None = 
         Total and count of tokens: a long completion weighs more than a short one.
 
     Raises:
-        ValueError: arrays that are not `[B]`, or a `beta` that is not positive.
+        ValueError: arrays of different shapes.
 
     Example:
         >>> import jax.numpy as jnp

@@ -116,7 +116,7 @@ def sequential_risk(
         `[B]`, nats.
 
     Raises:
-        ValueError: shapes that do not fit, or a loss that is not of the margin.
+        ValueError: shapes that do not fit.
 
     Example:
         >>> import jax.numpy as jnp

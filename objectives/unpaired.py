@@ -154,7 +154,7 @@ def ddo(
         The loss: one number, the sum of two means (count 1); and the rewards of either kind.
 
     Raises:
-        ValueError: arrays that are not `[B]`, or a `beta` that is not positive.
+        ValueError: arrays that are not `[B]`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -256,7 +256,7 @@ def negative_only(
         The loss, a mean over rows, and the two rewards.
 
     Raises:
-        ValueError: arrays that are not `[B]`, or a `beta` that is not positive.
+        ValueError: arrays that are not `[B]` or `[B, K]`, or a beta that is not positive.
 
     Example:
         >>> import jax.numpy as jnp
@@ -270,6 +270,8 @@ def negative_only(
     Source: S. Duan et al., "Negating Negatives: Alignment with Human Negative Samples via
     Distributional Dispreference Optimization", arXiv:2403.03419.
     """
+    if is_static(beta) and not beta > 0:
+        raise ValueError(f"beta={beta} must be positive")
     own = floats(own_logps, "own_logps")
     if own.ndim != 2:
         raise ValueError(f"own_logps must be [B, K], K completions per row, got {own.shape}")

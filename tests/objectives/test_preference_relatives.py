@@ -331,6 +331,14 @@ def test_wrong_input_is_one_clear_line():
         objectives.unpaired_bco(logps=np.ones(2), reference_logps=np.ones(2), desirable=np.ones(3))
     with pytest.raises(ValueError, match="beta=0 must be positive"):
         objectives.simpo(**SIZED, beta=0)
+    with pytest.raises(ValueError, match="beta=-1 must be positive"):
+        objectives.negative_only(
+            rejected_logps=np.ones(2),
+            rejected_reference_logps=np.ones(2),
+            own_logps=np.ones((2, 1)),
+            own_reference_logps=np.ones((2, 1)),
+            beta=-1,
+        )
     with pytest.raises(ValueError, match=r"own_logps must be \[B, K\]"):
         objectives.negative_only(
             rejected_logps=np.ones(2),
