@@ -29,6 +29,9 @@ Members, by what they compute (`get` and `names` reach them by their snake-case 
   `AbstractSemimetric`); on the vocabulary `VocabularyMMD`.
 - frontiers: `divergence_frontier` (a `Frontier`), its `frontier_area`, `mauve`, and `smoothed_log_counts` for histograms.
 
+From hidden states and heads (`LinearHead`), the logits never all there: `fused_linear` (a `FusedSum`), `fused_linear_rows`.
+From a vocabulary that is spread over devices: `vocabulary_parallel`.
+
 Algebra: `+`, scalar `*` and `.dual()` make a `Mixture`, an `FMixture`, a `Dual` or an `FDual`; `mixture` does so by hand;
 `symmetrized` and `skewed` (a `Skewed` or an `FSkewed`) wrap any member, `Tempered` softens both rows; `.normalized()`
 divides by the curvature. `generator_weight` is h(r) = r²f″(r) for generator distillation.
@@ -49,7 +52,6 @@ What a new member states: `AbstractDivergence` (`InfiniteAt`), `AbstractTokenDiv
 
 from divax.divergences.adaptive_alpha import AdaptiveAlpha as AdaptiveAlpha
 from divax.divergences.adaptive_kl import AdaptiveKL as AdaptiveKL
-from divax.divergences.adaptive_kl import head_mask as head_mask
 from divax.divergences.algebra import Dual as Dual
 from divax.divergences.algebra import FDual as FDual
 from divax.divergences.algebra import FMixture as FMixture
@@ -104,6 +106,9 @@ from divax.divergences.frontier import frontier_area as frontier_area
 from divax.divergences.frontier import mauve as mauve
 from divax.divergences.frontier import smoothed_log_counts as smoothed_log_counts
 from divax.divergences.frontier_integral import FrontierIntegral as FrontierIntegral
+from divax.divergences.fused_linear import FusedSum as FusedSum
+from divax.divergences.fused_linear import fused_linear as fused_linear
+from divax.divergences.fused_linear import fused_linear_rows as fused_linear_rows
 from divax.divergences.generalized_cauchy_schwarz import (
     generalized_cauchy_schwarz as generalized_cauchy_schwarz,
 )
@@ -112,6 +117,7 @@ from divax.divergences.generator import from_generator as from_generator
 from divax.divergences.generator_weight import generator_weight as generator_weight
 from divax.divergences.geometric_js import GeometricJS as GeometricJS
 from divax.divergences.ground_cost import EmbeddingCost as EmbeddingCost
+from divax.divergences.head_mask import head_mask as head_mask
 from divax.divergences.hellinger import SquaredHellinger as SquaredHellinger
 from divax.divergences.jeffreys import Jeffreys as Jeffreys
 from divax.divergences.jensen_shannon import InterpolatedJS as InterpolatedJS
@@ -130,6 +136,7 @@ from divax.divergences.kl import ReverseKL as ReverseKL
 from divax.divergences.law import BrokenLaw as BrokenLaw
 from divax.divergences.law import Law as Law
 from divax.divergences.law import Verdict as Verdict
+from divax.divergences.linear_head import LinearHead as LinearHead
 from divax.divergences.log1p_abs import Log1pAbs as Log1pAbs
 from divax.divergences.log_variance import LogVariance as LogVariance
 from divax.divergences.mmd import biased_mmd as biased_mmd
@@ -186,3 +193,4 @@ from divax.divergences.transport import AbstractTransport as AbstractTransport
 from divax.divergences.triangular import Triangular as Triangular
 from divax.divergences.vocabulary import universal_logit_distance as universal_logit_distance
 from divax.divergences.vocabulary_mmd import VocabularyMMD as VocabularyMMD
+from divax.divergences.vocabulary_parallel import vocabulary_parallel as vocabulary_parallel

@@ -10,41 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from divax.divergences.base import AbstractDivergence, InfiniteAt, check_range, divergence
+from divax.divergences.head_mask import head_mask
 from divax.divergences.kl import ForwardKL, ReverseKL
 from divax.divergences.numerics import Scalar
 from divax.divergences.rows import log_softmax
-
-
-def head_mask(
-    target: jax.Array, head_mass: Scalar, *, crossing_token_in_head: bool = True
-) -> jax.Array:
-    """The smallest set of the target's likeliest tokens whose mass reaches `head_mass`.
-
-    Args:
-        target: logits `[..., V]`.
-        head_mass: mass to reach, in (0, 1); a number or a traced scalar.
-        crossing_token_in_head: False leaves out the token that crosses the mass (but never the likeliest one), as the
-            reference code of AKL does.
-
-    Returns:
-        Boolean `[..., V]`. Ties are broken by token id.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> head_mask(jnp.log(jnp.array([0.45, 0.3, 0.15, 0.1])), 0.5).tolist()
-        [True, True, False, False]
-    """
-    p = jnp.exp(log_softmax(target))
-    order = jnp.argsort(-p, axis=-1, stable=True)
-    descending = jnp.take_along_axis(p, order, axis=-1)
-    through = jnp.cumsum(descending, axis=-1)
-    # The mass before a token is shifted, not subtracted: through − descending rounds, and may exclude a token wrongly.
-    before = jnp.concatenate([jnp.zeros_like(through[..., :1]), through[..., :-1]], axis=-1)
-    if crossing_token_in_head:
-        in_head = before < head_mass
-    else:
-        in_head = (through <= head_mass) | (jnp.arange(p.shape[-1]) == 0)[(None,) * (p.ndim - 1)]
-    return jnp.put_along_axis(jnp.zeros_like(in_head), order, in_head, axis=-1, inplace=False)
 
 
 @divergence

@@ -40,12 +40,17 @@ def sinkd_as_published(target: ArrayLike, model: ArrayLike) -> jax.Array:
     p, q = (jnp.exp(row) for row in _log_probabilities(target, model, 2.0))
     cost = _l1_distances(q, p)
 
-    def normalise(_, plan):
-        plan = plan / jnp.sum(plan, 1, keepdims=True)
-        return plan / jnp.sum(plan, 0, keepdims=True)
+    kernel = jnp.exp(-cost / 0.1)
 
-    plan = jax.lax.fori_loop(0, 20, normalise, jnp.exp(-cost / 0.1))
-    return jnp.sum(plan * cost)
+    # Normalising rows, then columns, multiplies them by numbers: the plan is diag(u)·K·diag(v) throughout, and only u and
+    # v need be kept for the gradient.
+    def normalise(_, scalings):
+        u = 1 / (kernel @ scalings[1])
+        return u, 1 / (u @ kernel)
+
+    start = jnp.ones(cost.shape[0], cost.dtype)
+    u, v = jax.lax.fori_loop(0, 20, normalise, (start, start))
+    return jnp.sum(u[:, None] * kernel * v[None, :] * cost)
 
 
 def batch_sinkhorn(

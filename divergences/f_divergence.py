@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from divax.divergences.base import AbstractDivergence, InfiniteAt
 from divax.divergences.logit_gradient import bounded, centred, instantiate, is_zero
+from divax.divergences.row_blocks import by_blocks
 from divax.divergences.rows import Pair, Rows, pair_at, split_rows
 
 
@@ -199,9 +200,11 @@ def _edge(limit: Any, mass: jax.Array, present: jax.Array) -> jax.Array:
     return jnp.where(finite, total, jnp.where(present, jnp.inf, 0))
 
 
-def _value(div: AbstractFDivergence, target: jax.Array, model: jax.Array) -> jax.Array:
-    rows = split_rows(target, model)
+def _value(div: AbstractFDivergence, target: jax.Array, model: jax.Array, full: bool) -> jax.Array:
+    rows = split_rows(target, model, full=full)
     inner = jnp.sum(div.summand(rows.common), -1)
+    if full:
+        return inner
     below = _edge(div.f_at_zero, rows.q_only, rows.has_q_only)
     beyond = _edge(div.slope_at_infinity, rows.p_only, rows.has_p_only)
     return inner + below + beyond
@@ -209,29 +212,39 @@ def _value(div: AbstractFDivergence, target: jax.Array, model: jax.Array) -> jax
 
 @jax.custom_jvp
 def _rows(div: AbstractFDivergence, target: jax.Array, model: jax.Array) -> jax.Array:
-    return _value(div, target, model)
+    return by_blocks(functools.partial(_value, div), div, target, model)
 
 
 @functools.partial(_rows.defjvp, symbolic_zeros=True)
 def _rows_jvp(primals, tangents):
     div, target, model = primals
-    div_dot, target_dot, model_dot = tangents
-    value = _rows(div, target, model)
-    tangent = jnp.zeros_like(value)
-    rows = split_rows(target, model)
-    if not isinstance(target_dot, SymbolicZero):
-        slope = (
-            bounded(div.target_slope(rows.common)) + _finite(div.slope_at_infinity) * rows.p_only
-        )
-        tangent += jnp.sum(centred(slope, rows.p, rows.p_top) * target_dot, -1)
-    if not isinstance(model_dot, SymbolicZero):
-        slope = bounded(div.model_slope(rows.common)) + _finite(div.f_at_zero) * rows.q_only
-        tangent += jnp.sum(centred(slope, rows.q, rows.q_top) * model_dot, -1)
-    if not all(isinstance(dot, SymbolicZero) for dot in jax.tree.leaves(div_dot, is_leaf=is_zero)):
-        div_dot = jax.tree.map(instantiate, div_dot, is_leaf=is_zero)
+    moving = [not isinstance(dot, SymbolicZero) for dot in tangents[1:]]
+    dots = [dot for dot, moves in zip(tangents[1:], moving, strict=True) if moves]
+    div_dot = None
+    if not all(
+        isinstance(dot, SymbolicZero) for dot in jax.tree.leaves(tangents[0], is_leaf=is_zero)
+    ):
+        div_dot = jax.tree.map(instantiate, tangents[0], is_leaf=is_zero)
+    tangent = functools.partial(_tangent, div, div_dot, moving)
+    return _rows(div, target, model), by_blocks(tangent, div, target, model, *dots)
+
+
+def _tangent(div, div_dot, moving, target, model, *dots, full):
+    """The derivative of each row; of the logits of the sides that move there is a dot each."""
+    rows, dots = split_rows(target, model, full=full), list(dots)
+    tangent = jnp.zeros(target.shape[:-1], target.dtype)
+    if moving[0]:
+        beyond = 0 if full else _finite(div.slope_at_infinity) * rows.p_only
+        slope = bounded(div.target_slope(rows.common)) + beyond
+        tangent += jnp.sum(centred(slope, rows.p, rows.p_top) * dots.pop(0), -1)
+    if moving[1]:
+        below = 0 if full else _finite(div.f_at_zero) * rows.q_only
+        slope = bounded(div.model_slope(rows.common)) + below
+        tangent += jnp.sum(centred(slope, rows.q, rows.q_top) * dots.pop(0), -1)
+    if div_dot is not None:
         finite_part = lambda d: jnp.sum(d.summand(rows.common), -1) + _finite_edges(d, rows)  # noqa: E731
         tangent += jax.jvp(finite_part, (div,), (div_dot,))[1]
-    return value, tangent
+    return tangent
 
 
 def _finite(limit: Any) -> Any:

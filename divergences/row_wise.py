@@ -13,6 +13,7 @@ from jax.custom_derivatives import SymbolicZero
 from divax.divergences.base import AbstractDivergence
 from divax.divergences.logit_gradient import bounded, centred, instantiate, is_zero
 from divax.divergences.numerics import Scalar, is_traced
+from divax.divergences.row_blocks import by_blocks
 from divax.divergences.rows import Rows, split_rows
 
 
@@ -65,27 +66,41 @@ class AbstractRowDivergence(AbstractDivergence):
 
 @jax.custom_jvp
 def _rows(div: AbstractRowDivergence, target: jax.Array, model: jax.Array) -> jax.Array:
-    return div.value(split_rows(target, model))
+    return by_blocks(functools.partial(_value, div), div, target, model)
+
+
+def _value(div, target, model, *, full):
+    return div.value(split_rows(target, model, full=full))
 
 
 @functools.partial(_rows.defjvp, symbolic_zeros=True)
 def _rows_jvp(primals, tangents):
     div, target, model = primals
-    div_dot, target_dot, model_dot = tangents
-    value = _rows(div, target, model)
-    tangent = jnp.zeros_like(value)
-    rows = split_rows(target, model)
+    moving = [not isinstance(dot, SymbolicZero) for dot in tangents[1:]]
+    dots = [dot for dot, moves in zip(tangents[1:], moving, strict=True) if moves]
+    div_dot = None
+    if not all(
+        isinstance(dot, SymbolicZero) for dot in jax.tree.leaves(tangents[0], is_leaf=is_zero)
+    ):
+        div_dot = jax.tree.map(instantiate, tangents[0], is_leaf=is_zero)
+    tangent = functools.partial(_tangent, div, div_dot, moving)
+    return _rows(div, target, model), by_blocks(tangent, div, target, model, *dots)
+
+
+def _tangent(div, div_dot, moving, target, model, *dots, full):
+    """The derivative of each row; of the logits of the sides that move there is a dot each."""
+    rows, dots = split_rows(target, model, full=full), list(dots)
+    tangent = jnp.zeros(target.shape[:-1], target.dtype)
     by_target, by_model = (bounded(slope) for slope in div.slopes(rows))
-    if not isinstance(target_dot, SymbolicZero):
-        tangent += jnp.sum(centred(by_target, rows.p, rows.p_top) * target_dot, -1)
-    if not isinstance(model_dot, SymbolicZero):
-        tangent += jnp.sum(centred(by_model, rows.q, rows.q_top) * model_dot, -1)
-    if not all(isinstance(dot, SymbolicZero) for dot in jax.tree.leaves(div_dot, is_leaf=is_zero)):
-        div_dot = jax.tree.map(instantiate, div_dot, is_leaf=is_zero)
-        by_parameters = jax.jvp(lambda d: d.value(rows), (div,), (div_dot,))[1]
+    if moving[0]:
+        tangent += jnp.sum(centred(by_target, rows.p, rows.p_top) * dots.pop(0), -1)
+    if moving[1]:
+        tangent += jnp.sum(centred(by_model, rows.q, rows.q_top) * dots.pop(0), -1)
+    if div_dot is not None:
+        value, by_parameters = jax.jvp(lambda d: d.value(rows), (div,), (div_dot,))
         # Where the value is +inf it stays so for nearby parameters, and ∞ − ∞ must not leave a NaN.
         tangent += jnp.where(jnp.isfinite(value), by_parameters, 0)
-    return value, tangent
+    return tangent
 
 
 def log_sum(exponents: jax.Array) -> jax.Array:

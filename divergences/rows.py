@@ -116,8 +116,8 @@ def log_softmax(logits: jax.Array) -> jax.Array:
     return jnp.where(possible, centred - log_total, -jnp.inf)
 
 
-def split_rows(target: jax.Array, model: jax.Array) -> Rows:
-    """Normalises two rows of logits and splits them by support.
+def split_rows(target: jax.Array, model: jax.Array, *, full: bool = False) -> Rows:
+    """Normalises two rows of logits and splits them by support; with less work where it is known to be full.
 
     The log-ratio is (t − s) − (log Z_t − log Z_s) with the maxima removed first. The error of log Z is common to a whole
     row and drops out of Σ p − Σ q = 0 to first order, so only the rounding of t − s remains: this is what keeps
@@ -125,9 +125,39 @@ def split_rows(target: jax.Array, model: jax.Array) -> Rows:
 
     A row in which either side has no possible token is not a pair of distributions; it contributes zero everywhere.
     """
-    t, log_zt, t_possible = _centre(target)
-    s, log_zs, s_possible = _centre(model)
-    legal = jnp.any(t_possible, -1, keepdims=True) & jnp.any(s_possible, -1, keepdims=True)
+    if full:
+        return _full_rows(target, model)
+    target_side, model_side = _centre(target), _centre(model)
+    legal = [jnp.any(possible, -1, keepdims=True) for _, _, possible in (target_side, model_side)]
+    return split_centred(target_side, model_side, legal[0] & legal[1])
+
+
+def _full_rows(target: jax.Array, model: jax.Array) -> Rows:
+    """`split_rows` of finite logits, with one exponential per logit."""
+    (t, e_t), (s, e_s) = (_exponentials(x) for x in (target, model))
+    zt, zs = (jnp.sum(e, -1, keepdims=True) for e in (e_t, e_s))
+    log_zt, log_zs = jnp.log(zt), jnp.log(zs)
+    log_u = (t - s) - (log_zt - log_zs)
+    common = Pair(e_t / zt, e_s / zs, t - log_zt, s - log_zs, log_u)
+    none, never = jnp.zeros_like(t), jnp.zeros(t.shape[:-1], bool)
+    return Rows(common, common.p, common.q, none, none, never, never, t == 0, s == 0)
+
+
+def _exponentials(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    centred = logits - jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
+    return centred, jnp.exp(centred)
+
+
+def split_centred(
+    target: tuple[jax.Array, jax.Array, jax.Array],
+    model: tuple[jax.Array, jax.Array, jax.Array],
+    legal: jax.Array,
+) -> Rows:
+    """Rows, or a part of the vocabulary of them, from centred logits, log-sums of exponentials and which are possible.
+
+    What a row needs from all of its tokens is in the log-sums and in `legal`, both `[..., 1]`.
+    """
+    (t, log_zt, t_possible), (s, log_zs, s_possible) = target, model
     both = t_possible & s_possible & legal
     minus_inf = jnp.full_like(t, -jnp.inf)
     log_p = jnp.where(both, t - log_zt, minus_inf)

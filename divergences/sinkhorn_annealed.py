@@ -12,11 +12,10 @@ from divax.divergences.base import check_range, divergence
 from divax.divergences.numerics import Scalar
 from divax.divergences.sinkhorn_potentials import (
     SinkhornPotentials,
-    soft_transform,
     solved_by,
-    transposed,
 )
 from divax.divergences.sinkhorn_symmetric import self_potentials
+from divax.divergences.soft_transform import soft_transform, transposed
 from divax.divergences.transport import AbstractTransport, check_positive
 
 _SETTLED = 1e-3

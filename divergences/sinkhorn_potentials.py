@@ -12,6 +12,11 @@ from jax.typing import ArrayLike
 
 from divax.divergences.numerics import Scalar
 from divax.divergences.rows import log_softmax
+from divax.divergences.sinkhorn_absorbed import absorbed_iterations
+from divax.divergences.soft_transform import soft_transform, transposed
+
+# Elements of the plans of all rows beyond which a cost that they share is not worth multiplying: 64 MB of float32.
+_PLAN = 2**24
 
 
 class SinkhornPotentials(NamedTuple):
@@ -121,27 +126,15 @@ def checked_cost(cost: ArrayLike | None, rows: jax.Array) -> jax.Array | None:
     return cost
 
 
-def transposed(cost: jax.Array | None) -> jax.Array | None:
-    """The cost seen from the other side."""
-    return None if cost is None else jnp.swapaxes(cost, -1, -2)
-
-
-def soft_transform(
-    potential: jax.Array, log_mass: jax.Array, epsilon: Scalar, cost: jax.Array | None
-) -> jax.Array:
-    """−ε·log Σ_i exp((potential_i − C_ij)/ε + log_mass_i) for every j; finite if any mass is."""
-    exponent = potential / epsilon + log_mass
-    if cost is not None:
-        scaled = jnp.expand_dims(cost / epsilon, tuple(range(exponent.ndim + 1 - cost.ndim)))
-        return -epsilon * jax.nn.logsumexp(exponent[..., :, None] - scaled, axis=-2)
-    # With C = 1 − I the sum over i is e^{−1/ε}·Σ_i e_i + (1 − e^{−1/ε})·e_j.
-    everywhere = jax.nn.logsumexp(exponent, axis=-1, keepdims=True) - 1 / epsilon
-    here = exponent + jnp.log(-jnp.expm1(-1 / epsilon))
-    return -epsilon * jnp.logaddexp(everywhere, here)
-
-
 def _iterate(log_p, log_q, epsilon, cost, max_iterations, tolerance):
-    """Alternates the two transforms until every row's first marginal is within tolerance."""
+    """Alternates the two transforms until every row's first marginal is within tolerance.
+
+    On scaling vectors, which is several times as fast, wherever the plans of all rows are not too large to keep.
+    """
+    plans = log_p.size * log_p.shape[-1]
+    if cost is not None and max_iterations > 1 and plans <= max(cost.size, _PLAN):
+        stop = {"max_iterations": max_iterations, "tolerance": tolerance}
+        return absorbed_iterations(log_p, log_q, epsilon, cost, **stop)
     p, reverse_cost = jnp.exp(log_p), transposed(cost)
 
     def error_of(f, g):

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from divax.divergences.numerics import Scalar
-from divax.divergences.sinkhorn_potentials import SinkhornPotentials, soft_transform, solved_by
+from divax.divergences.sinkhorn_potentials import SinkhornPotentials, solved_by
+from divax.divergences.soft_transform import soft_transform
 
 
 def self_potentials(

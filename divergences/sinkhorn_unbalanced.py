@@ -13,9 +13,8 @@ from divax.divergences.sinkhorn_potentials import (
     SinkhornPotentials,
     checked_cost,
     plan_mass,
-    soft_transform,
-    transposed,
 )
+from divax.divergences.soft_transform import soft_transform, transposed
 from divax.divergences.transport import AbstractTransport, check_positive
 
 

@@ -8,6 +8,7 @@ to both value and gradient, whatever it holds.
 | objective | loss per row |
 |---|---|
 | `distillation` | `w T² D(softmax(t/T), softmax(s/T)) + (1 - w) CE(s, y)`, any divergence `D` |
+| `distillation_from_hidden` | the same from two models' hidden states and heads, the logits in chunks |
 | `cross_entropy` | `-log softmax(s)_y` |
 | `preference` | of a pair: `loss(beta (score(s_w) - score(s_l)))`, any admissible divergence |
 
@@ -95,6 +96,8 @@ Policy gradients, from per-token log-probs `[B, T]` of sampled completions:
 | `Reduction` | the type of those three |
 | `label_log_probs` | log-probs of tokens from hidden states, logits in chunks |
 | `label_statistics`, `LabelStatistics` | the same with the collision probability of each distribution |
+| `token_statistics`, `TokenStatistics` | from hidden states: log-probs, entropies, divergences to a reference |
+| `token_loss` (of a `TokenLoss`) | a loss of these, token by token, its gradients in the same walk |
 | `align_causal`, `CausalTargets` | tokens to next-token labels and mask, packing included |
 
 Proof: `check_objective` tries any objective, yours too, given as an `ObjectiveCase` (with example inputs), on every law
@@ -156,6 +159,9 @@ from divax.objectives.direct_preference_distillation import (
     DirectPreferenceDistillation as DirectPreferenceDistillation,
 )
 from divax.objectives.distillation import distillation as distillation
+from divax.objectives.distillation_from_hidden import (
+    distillation_from_hidden as distillation_from_hidden,
+)
 from divax.objectives.distillation_presets import abkd as abkd
 from divax.objectives.distillation_presets import akl as akl
 from divax.objectives.distillation_presets import bd_kd as bd_kd
@@ -290,12 +296,16 @@ from divax.objectives.token_advantages import terminal_rewards as terminal_rewar
 from divax.objectives.token_advantages import whiten as whiten
 from divax.objectives.token_distillation import LabelCrossEntropy as LabelCrossEntropy
 from divax.objectives.token_distillation import TokenDistillation as TokenDistillation
+from divax.objectives.token_form import TokenStatistics as TokenStatistics
 from divax.objectives.token_risk import EntropicRisk as EntropicRisk
 from divax.objectives.token_risk import Risk as Risk
 from divax.objectives.token_risk import TailRisk as TailRisk
 from divax.objectives.token_risk import expected as expected
 from divax.objectives.token_risk import sequential_risk as sequential_risk
 from divax.objectives.token_risk import token_preference as token_preference
+from divax.objectives.token_statistics import TokenLoss as TokenLoss
+from divax.objectives.token_statistics import token_loss as token_loss
+from divax.objectives.token_statistics import token_statistics as token_statistics
 from divax.objectives.unlearning import flat as flat
 from divax.objectives.unpaired import ddo as ddo
 from divax.objectives.unpaired import kldo as kldo

@@ -108,7 +108,7 @@ def distillation(
     student, labels = jnp.asarray(student_logits), None if labels is None else as_labels(labels)
     teacher = _array_or_cache(teacher_logits)
     _check_models(student, teacher, divergence)
-    _check_weights(temperature, distill_weight, labels)
+    check_weights(temperature, distill_weight, labels)
     temperature_ = None if _is_one(temperature) else as_scalar(temperature, "temperature")
     weight = as_scalar(distill_weight, "distill_weight")
 
@@ -214,7 +214,7 @@ def _check_models(student: jax.Array, teacher: jax.Array | TopKCache, divergence
         )
 
 
-def _check_weights(
+def check_weights(
     temperature: ArrayLike, distill_weight: ArrayLike, labels: jax.Array | None
 ) -> None:
     """The ranges, where the values are known, and that there are labels if they have a weight."""
@@ -241,14 +241,14 @@ def _metrics(distill: jax.Array, rows: _Compared, live: jax.Array) -> dict[str, 
     distill, rows = jax.lax.stop_gradient((distill, rows))
     values = {
         "distill": distill,
-        "teacher_entropy": _entropy(rows.target),
-        "student_entropy": _entropy(rows.model),
+        "teacher_entropy": row_entropy(rows.target),
+        "student_entropy": row_entropy(rows.model),
         **rows.extra,
     }
     return {name: token_mean(value, live) for name, value in values.items()}
 
 
-def _entropy(logits: jax.Array) -> jax.Array:
+def row_entropy(logits: jax.Array) -> jax.Array:
     """Entropy of softmax(logits) per row: the sum of `q (-log q)`, whose terms are all >= 0."""
     logits = logits.astype(jnp.result_type(float))
     # exp(x - max) is left to the normaliser: shared with the sum below it would be stored.

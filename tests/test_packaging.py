@@ -12,7 +12,7 @@ import pytest
 import divax
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("divergences", "objectives", "trainers")
+PACKAGES = ("benchmarks", "divergences", "objectives", "trainers")
 SHELL = ("pyproject.toml", "README.md", "LICENSE")
 # The build backend overwrites sys.argv.
 BUILD = "import sys; out = sys.argv[1]; from setuptools import build_meta as b; "

@@ -14,6 +14,10 @@ COMMANDS = {
         "divax.trainers.cache_teacher_command",
         "keep a teacher's likeliest tokens on disk, to distil from without it",
     ),
+    "bench": (
+        "divax.benchmarks.bench_command",
+        "measure speed and memory against naive forms and other libraries",
+    ),
     "check": ("divax.trainers.check_command", "prove a divergence or an objective of yours right"),
 }
 

@@ -151,3 +151,23 @@ def test_a_cost_of_the_wrong_size_is_named():
         ValueError, match=r"cost has shape \(3, 3\), but a vocabulary of 6 needs \(6, 6\)"
     ):
         dv.Sinkhorn(cost=jnp.ones((3, 3)))(*problem()[:2])
+
+
+def test_scaling_vectors_and_logarithms_agree():
+    """Random and impossible masses, one cost and costs of rows, ε from blurred to a hundredth of the cost."""
+    rng = np.random.default_rng(4)
+    p, q = rng.normal(0, 4, (2, 6, 9))
+    p[0, 3], q[1, 2:5], q[3] = -np.inf, -np.inf, (50.0, *np.zeros(8))
+    own = rng.uniform(0, 1, (6, 9, 9))
+    stop = {"tolerance": 1e-10, "max_iterations": 20000}
+
+    @jax.jit
+    def solve(epsilon, cost):
+        vectors = dv.sinkhorn_potentials(p, q, epsilon=epsilon, cost=cost, **stop)
+        return vectors, dv.annealed_potentials(p, q, epsilon=epsilon, cost=cost, **stop)
+
+    for epsilon in (0.5, 0.05, 0.01):
+        vectors, logarithms = solve(epsilon, own)
+        assert bool(jnp.all(vectors.converged & logarithms.converged))
+        np.testing.assert_allclose(vectors.value, logarithms.value, atol=1e-9)
+        assert bool(jnp.all(jnp.isfinite(vectors.f)) & jnp.all(jnp.isfinite(vectors.g)))

@@ -1,0 +1,114 @@
+"""P4 and P13: value and gradient of divergences of given logits, against `jax.grad` of log_softmax."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from divax import divergences as dv
+from divax.benchmarks.measure import Bar, Results, over, timed
+
+
+def naive_kl(t, s):
+    log_p, log_q = jax.nn.log_softmax(t), jax.nn.log_softmax(s)
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1)
+
+
+def naive_reverse(t, s):
+    return naive_kl(s, t)
+
+
+def naive_js(t, s):
+    log_p, log_q = jax.nn.log_softmax(t), jax.nn.log_softmax(s)
+    log_m = jnp.logaddexp(log_p, log_q) - jnp.log(2.0)
+    terms = jnp.exp(log_p) * (log_p - log_m) + jnp.exp(log_q) * (log_q - log_m)
+    return 0.5 * jnp.sum(terms, -1)
+
+
+def naive_tv(t, s):
+    return 0.5 * jnp.sum(jnp.abs(jax.nn.softmax(t) - jax.nn.softmax(s)), -1)
+
+
+def naive_alpha(t, s):
+    log_p, log_q = jax.nn.log_softmax(t), jax.nn.log_softmax(s)
+    return 4 * (1 - jnp.sum(jnp.exp(0.5 * (log_p + log_q)), -1))
+
+
+def le_cam(u):
+    return (u - 1) ** 2 / (1 + u)
+
+
+def naive_user(t, s):
+    log_p, log_q = jax.nn.log_softmax(t), jax.nn.log_softmax(s)
+    return jnp.sum(jnp.exp(log_q) * le_cam(jnp.exp(log_p - log_q)), -1)
+
+
+MEMBERS = {
+    "kl": (naive_kl, dv.ForwardKL()),
+    "reverse": (naive_reverse, dv.ReverseKL()),
+    "js": (naive_js, dv.JensenShannon()),
+    "tv": (naive_tv, dv.TotalVariation()),
+    "alpha": (naive_alpha, dv.Alpha(alpha=0.5)),
+    "user": (naive_user, dv.from_generator(le_cam, name="le_cam")),
+}
+ASKED = {"kl": 0.55, "js": 0.40}
+
+
+def logits(rows, vocabulary, gap=0.3):
+    target = jax.random.normal(jax.random.key(0), (rows, vocabulary))
+    return target, target + gap * jax.random.normal(jax.random.key(1), target.shape)
+
+
+def run(member: str, which: int, quick: bool) -> dict[str, float]:
+    target, model = logits(512, 8192) if quick else logits(2048, 32768)
+    div = MEMBERS[member][which]
+    found = timed(jax.value_and_grad(lambda s, t: jnp.mean(div(t, s))), model, target)
+    return found | {"temp": found["temp"] / model.nbytes}
+
+
+def precision(quick: bool) -> dict[str, float]:
+    """Relative errors of value and gradient from bfloat16 logits of close models, against float64 of the same numbers."""
+    with jax.enable_x64(True):
+        target, model = (x.astype(jnp.bfloat16) for x in logits(64, 8192 if quick else 32768, 0.1))
+
+        def both(rows, dtype):
+            t, s = target.astype(dtype), model.astype(dtype)
+            return jax.value_and_grad(lambda s: jnp.mean(rows(t, s).astype(jnp.float32)))(s)
+
+        want, slope = both(naive_kl, jnp.float64)
+        found = {}
+        for name, rows in (("divax", dv.ForwardKL()), ("naive", naive_kl)):
+            value, gradient = both(rows, jnp.bfloat16)
+            apart = jnp.linalg.norm(gradient.astype(jnp.float64) - slope) / jnp.linalg.norm(slope)
+            found |= {
+                f"{name} value": float(abs(value - want) / want),
+                f"{name} gradient": float(apart),
+            }
+        return found
+
+
+CASES = {
+    f"{member}/{name}": functools.partial(run, member, which)
+    for member in MEMBERS
+    for which, name in enumerate(("naive", "divax"))
+} | {"bfloat16": precision}
+
+
+def bars(found: Results) -> list[Bar]:
+    rows = []
+    for member in MEMBERS:
+        mine, naive = f"{member}/divax", f"{member}/naive"
+        rows += over(
+            "P4", f"{member}: time over naive", found, mine, naive, "wall", target=ASKED.get(member)
+        )
+        if mine in found:
+            rows.append(Bar("P4", f"{member}: temporaries in [N, V]", found[mine]["temp"], 0.05))
+    if "bfloat16" in found:
+        errors = found["bfloat16"]
+        rows.append(Bar("P13", "bfloat16 KL: error of the value", errors["divax value"], 1e-3))
+        rows.append(
+            Bar("P13", "bfloat16 KL: error of the gradient", errors["divax gradient"], 2.5e-3)
+        )
+        rows.append(Bar("P13", "the same naively: value", errors["naive value"]))
+        rows.append(Bar("P13", "the same naively: gradient", errors["naive gradient"]))
+    return rows
