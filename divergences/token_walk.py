@@ -268,31 +268,25 @@ def form_of_chunk(plan: Plan, operands: Operands, index, steps: Steps, cotangent
         values = added_up(vocabulary, lambda j: form.values(first, part_of(raws, j)))
         return *form.outputs(first, values, rows), None
     wants = tuple(wanted)
-    slopes, values = form.known_slopes(first, wants), None
-    if slopes is None:
+    part_at = lambda raws, j: (part := part_of(raws, j), form.values(first, part))  # noqa: E731
+    slopes, values = form.known_slopes(first, wants), zeros_of(lambda: part_at(raws, 0)[1])
+    known = slopes is not None
+    if not known:
 
         def both(j):
-            part = part_of(raws, j)
-            return form.values(first, part), form.slopes(first, part, wants)
+            part, some = part_at(raws, j)
+            return some, form.slopes(first, part, wants)
 
         values, slopes = added_up(vocabulary, both)
 
     def pull(j, carry):
         raws, values = carry
-        part = part_of(raws, j)
+        part, some = part_at(raws, j)
         by = form.gradient(first, slopes, weights, part, wants)
-        values = jax.tree.map(jnp.add, values, form.values(first, part)) if known else values
-        raws = tuple(
-            raw
-            if one is None
-            else _replaced(vocabulary, side, raw, j, jnp.where(counts[:, None], one, 0))
-            for side, raw, one in zip(sides, raws, by, strict=True)
-        )
-        return raws, values
+        values = jax.tree.map(jnp.add, values, some) if known else values
+        put = functools.partial(_replaced, vocabulary, j, counts)
+        return tuple(map(put, sides, raws, by)), values
 
-    known = values is None
-    if known:
-        values = zeros_of(lambda: form.values(first, part_of(raws, 0)))
     pulled, values = vocabulary.fold(pull, (raws, values))
     by_logits = [
         raw.at[:, plan.vocab_size :].set(0) if want else None
@@ -322,11 +316,21 @@ def make_part(vocabulary: Steps, j, logits: list[jax.Array], rows: Any) -> Part:
     return Part(tuple(logits), columns, rows)
 
 
-def _replaced(vocabulary: Steps, side: LinearLogits, raw: jax.Array, j, by: jax.Array) -> jax.Array:
+def _replaced(
+    vocabulary: Steps,
+    j: Any,
+    counts: jax.Array,
+    side: LinearLogits,
+    raw: jax.Array,
+    by: jax.Array | None,
+) -> jax.Array:
     """The gradient by the capped logits, pulled back through the cap, in place of the part's logits."""
+    if by is None:
+        return raw
     start = vocabulary.start(j)
     before = jax.lax.dynamic_slice_in_dim(raw, start, vocabulary.size, 1)
-    by = side.uncapped(before, by)
+    # An infinite value may leave a NaN in a row that does not count.
+    by = side.uncapped(before, jnp.where(counts[:, None], by, 0))
     if vocabulary.total % vocabulary.size:
         by = jnp.where(vocabulary.fresh(j)[None, :], by, before)
     return jax.lax.dynamic_update_slice_in_dim(raw, by, start, 1)

@@ -141,13 +141,7 @@ def _pull(grid: _Grid, first: Any, slopes: Any, values: Any, cotangents: Any, fl
     if known:
         values = grid.zeros(lambda: grid.form.values(grid.at(0, first), grid._chunk_part()))
     sides, wanted = grid.operands.sides, tuple(wanted_sides(flags))
-    inputs = [
-        [
-            jnp.zeros(x.shape, side.dtype) if want else None
-            for x, want in zip(side.inputs, flag.inputs, strict=True)
-        ]
-        for side, flag in zip(sides, flags[1], strict=True)
-    ]
+    inputs = list(map(_input_zeros, sides, flags[1]))
     heads = [_head_zeros(side, flag, None) for side, flag in zip(sides, flags[1], strict=True)]
 
     def over_vocabulary(j, carry):
@@ -176,12 +170,21 @@ def _pull(grid: _Grid, first: Any, slopes: Any, values: Any, cotangents: Any, fl
         return values, inputs, heads
 
     values, inputs, heads = grid.vocabulary.fold(over_vocabulary, (values, inputs, heads))
-    gradients = []
-    for side, by_inputs, (weights, bias) in zip(sides, inputs, heads, strict=True):
-        gradients += [*by_inputs, *weights]
-        gradients += [] if side.bias is None else [bias]
-        gradients += [] if side.softcap is None else [None]
-    return values, gradients
+    leaves = map(_in_order, sides, inputs, heads)
+    return values, [leaf for group in leaves for leaf in group]
+
+
+def _in_order(side: LinearLogits, inputs: list, head: tuple[list, Any]) -> list:
+    """Gradients in the order of a side's leaves."""
+    weights, bias = head
+    bias = [] if side.bias is None else [bias]
+    return [*inputs, *weights, *bias, *([] if side.softcap is None else [None])]
+
+
+def _input_zeros(side: LinearLogits, flag: Any) -> list:
+    """Zeros for the gradients of the inputs that are wanted."""
+    zeros = lambda x: jnp.zeros(x.shape, side.dtype)  # noqa: E731
+    return [zeros(x) if want else None for x, want in zip(side.inputs, flag.inputs, strict=True)]
 
 
 def _head_zeros(side: LinearLogits, flag: Any, dtype: Any) -> tuple[list, Any]:

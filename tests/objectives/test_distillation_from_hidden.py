@@ -1,6 +1,7 @@
 """Distillation from hidden states is distillation of the logits: loss, gradients, metrics."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ CASES = {
 }
 
 
-def arrays():
+def arrays() -> tuple[dict[str, Any], jax.Array, jax.Array]:
     rng = np.random.default_rng(0)
     shapes = {
         "student_hidden": (B, T, 3),
@@ -38,7 +39,9 @@ def arrays():
         "teacher_hidden": (B, T, 5),
         "teacher_head": (5, V),
     }
-    a = {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
+    a: dict[str, Any] = {
+        name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()
+    }
     labels = jnp.asarray([[3, 1, -100, 0], [10, 4, 2, -100]])
     mask = jnp.asarray([[1.0, 0.5, 1.0, 0.0], [1.0, 1.0, 2.0, 1.0]])
     return a, labels, mask
@@ -97,5 +100,6 @@ def test_what_is_wrong_is_said():
         ob.distillation_from_hidden(**a, labels=labels, mask=mask)
     with pytest.raises(ValueError, match="labels"):
         ob.distillation_from_hidden(**a, vocab_size=V, distill_weight=0.5)
+    a["teacher_hidden"] = jnp.ones((1, 5))
     with pytest.raises(ValueError, match="same tokens"):
-        ob.distillation_from_hidden(**(a | {"teacher_hidden": jnp.ones((1, 5))}), vocab_size=V)
+        ob.distillation_from_hidden(**a, vocab_size=V)

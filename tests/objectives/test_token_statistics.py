@@ -1,6 +1,7 @@
 """Statistics of tokens from hidden states, and losses of them, equal those of the logits."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +81,7 @@ def test_rows_and_losses_are_those_of_the_logits(how):
         )
 
     def loss(a, divergence):
-        given_ = given(a, divergence) | options
+        given_: dict[str, Any] = given(a, divergence) | options
         reduction = ob.sequence_mean
         return ob.token_loss(
             grpo, labels=labels, per_token=per_token, reduction=reduction, **given_
