@@ -17,7 +17,7 @@ from divax.objectives import (
 )
 from divax.objectives.arguments import is_static
 from divax.trainers.batch import Batch
-from divax.trainers.evaluation import comparison_sums, prediction_sums, summarise
+from divax.trainers.evaluation import comparison_sums, prediction_sums, summarise_tokens
 from divax.trainers.model import Model, predict
 from divax.trainers.sample_sources import AbstractSampleSource, DataSamples, Drawn, Roles
 from divax.trainers.scheduled_objective import Scheduled
@@ -107,7 +107,7 @@ def distillation(
         init_params=student.init,
         step=engine.step,
         sums=engine.sums,
-        summarise=summarise,
+        summarise=summarise_tokens,
         optimizer=optimizer,
         frozen=(teacher, arrays, samples),
         mesh=mesh,
