@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from divax.divergences import AbstractDivergence
 from divax.objectives import (
     DistillationObjective,
     DistillationRows,
@@ -212,7 +213,7 @@ def _check(teacher, objective, samples) -> None:
             f"objective must be a function of DistillationRows, got {found}: "
             "a divergence goes into objectives.TokenDistillation(divergence=...)"
         )
-    if hasattr(objective, "formula"):
+    if isinstance(objective, AbstractDivergence):
         raise TypeError(
             f"objective must be a function of DistillationRows, got the divergence {objective.name}: "
             "put it into objectives.TokenDistillation(divergence=...)"
