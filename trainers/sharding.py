@@ -1,9 +1,11 @@
 """Where arrays live: data parallel and fully sharded placement over JAX's own mesh."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 #: Over this mesh axis parameters are sharded; over every other axis they are replicated.
@@ -109,3 +111,38 @@ def place_batch(batch: Any, mesh: Mesh | None) -> Any:
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     return jax.tree.map(place, batch)
+
+
+def summed_over_devices(
+    function: Callable[[Any, Any], Any], mesh: Mesh | None, rows: Any, whole: Any
+) -> Any:
+    """The sum over the devices of `function(the device's own rows, whole)`, a pytree of sums over rows.
+
+    A loop that slices sharded rows would have the compiler gather them on every device; here each device loops over
+    its own. Without a mesh, and where the devices do not divide the rows, it is `function(rows, whole)`.
+
+    Args:
+        function: of rows to sums over them.
+        mesh: the trainer's.
+        rows: arrays whose leading axis is that of a batch.
+        whole: arrays that every device has whole.
+
+    Example:
+        >>> import jax
+        >>> total = lambda rows, whole: (rows * whole).sum()
+        >>> mesh = jax.make_mesh((1,), ("data",))
+        >>> float(summed_over_devices(total, mesh, jnp.arange(4.0), jnp.float32(2)))
+        12.0
+    """
+    if mesh is None or any(x.shape[0] % mesh.size for x in jax.tree.leaves(rows)):
+        return function(rows, whole)
+    mesh = automatic(mesh)
+
+    def of_device(rows, whole):
+        return jax.tree.map(lambda x: x[None], function(rows, whole))
+
+    split, everywhere = PartitionSpec(mesh.axis_names), PartitionSpec()
+    sums = jax.shard_map(
+        of_device, mesh=mesh, in_specs=(split, everywhere), out_specs=split, check_vma=False
+    )(rows, whole)
+    return jax.tree.map(lambda x: jnp.sum(x, 0), sums)
