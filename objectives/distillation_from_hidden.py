@@ -137,7 +137,9 @@ def distillation_from_hidden(
         None if plain else as_scalar(temperature, "temperature"),
         as_scalar(distill_weight, "distill_weight"),
     )
-    plan = make_plan(*_row_functions(divergence, scale_by_t2, case), case.vocab_size, chunk, vocab_chunk)
+    plan = make_plan(
+        *_row_functions(divergence, scale_by_t2, case), case.vocab_size, chunk, vocab_chunk
+    )
     operands = Operands(params, case.sides, case.rows(), case.counts)
     # A linear reduction is Σ coefficient·row, and its gradient at any rows is the coefficients.
     coefficients = jax.grad(lambda rows: reduction(rows, live).total)(jnp.zeros_like(live))
@@ -175,7 +177,11 @@ class _Case(NamedTuple):
         if self.cache is None:
             return ids
         axes = self.live.ndim
-        return ids, jax.tree.map(lambda x: x.reshape(-1, *x.shape[axes:]), self.cache), self.counts
+        return (
+            ids,
+            jax.tree.map(lambda x: x.reshape(-1, *x.shape[axes:]), self.cache),
+            self.live.reshape(-1),
+        )
 
     def logits(self) -> list[Any]:
         """All of them, `[..., V]`, teacher first."""
@@ -264,8 +270,8 @@ def _rows_of_cache(
     scale_by_t2: bool, params: Any, logits: tuple[jax.Array, ...], rows: Any
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss and metrics of a chunk whose teacher is a cache."""
-    labels, cache, counts = rows
-    target, model, student, extra = against_cache(logits[0], cache, counts, params[1], None)
+    labels, cache, live = rows
+    target, model, student, extra = against_cache(logits[0], cache, live, params[1], None)
     return _loss_rows(scale_by_t2, params, target, model, student, labels, extra)
 
 

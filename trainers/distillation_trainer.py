@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from divax.divergences import AbstractDivergence
-from divax.divergences.fused_linear import Implementation
+from divax.divergences.fused_linear import Implementation, check_implementation
 from divax.objectives import (
     DistillationObjective,
     DistillationRows,
@@ -111,6 +111,7 @@ def distillation(
         1.0
     """
     _check(teacher, objective, samples)
+    _check_implementation(implementation, objective)
     arrays, whole = _parted(objective)
     unread = HiddenDistillation(student, vocab_size, mesh, implementation)
     engine = _Engine(unread, whole, optimizer, micro_batches)
@@ -171,7 +172,7 @@ class _Engine(NamedTuple):
     def loss(self, objective, params, drawn: Drawn, teacher):
         """Of states and heads where the objective can, else of all logits."""
         unread = None
-        if isinstance(objective, TokenDistillation):
+        if self.hidden.serves(objective):
             unread = self.hidden.unread(params, drawn.batch, teacher)
         if unread is None or unread.teacher is None:
             return objective(self.rows(params, drawn, teacher))
@@ -247,10 +248,22 @@ def _check(teacher, objective, samples) -> None:
             f"samples must be a source such as tr.DataSamples(), got {type(samples).__name__}"
         )
     if isinstance(teacher, CachedTeacher):
-        first = objective
-        if isinstance(objective, Scheduled):
-            first = objective.at(jnp.zeros((), jnp.int32))
-        _check_temperature(first, teacher.temperature)
+        _check_temperature(_first(objective), teacher.temperature)
+
+
+def _first(objective: Any) -> Any:
+    """Of the first step."""
+    scheduled = isinstance(objective, Scheduled)
+    return objective.at(jnp.zeros((), jnp.int32)) if scheduled else objective
+
+
+def _check_implementation(implementation: Any, objective: Any) -> None:
+    check_implementation(implementation)
+    if implementation in ("fast", "lean") and not isinstance(_first(objective), TokenDistillation):
+        raise ValueError(
+            f"implementation={implementation!r} is of a TokenDistillation, and"
+            f" {type(_first(objective)).__name__} reads all logits: leave it out"
+        )
 
 
 def _check_temperature(objective: Any, stored: float) -> None:

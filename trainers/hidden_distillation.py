@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from divax.divergences import TopKCache
+from divax.divergences import AbstractDivergence, TopKCache
 from divax.divergences.fused_linear import Implementation, default_implementation, make_plan
 from divax.objectives import HiddenLogits, TokenDistillation, Weighted
 from divax.trainers.batch import Batch
@@ -36,14 +36,17 @@ class Unread(NamedTuple):
     def rows_and_heads(self) -> tuple[Any, Any]:
         """What has the rows as leading axis, and what every row shares."""
         if isinstance(self.teacher, HiddenLogits):
-            return (self.student.hidden, self.teacher.hidden), (self.student.head, self.teacher.head)
+            return (self.student.hidden, self.teacher.hidden), (
+                self.student.head,
+                self.teacher.head,
+            )
         return (self.student.hidden, self.teacher), (self.student.head, None)
 
     @classmethod
     def joined(cls, rows: Any, heads: Any) -> "Unread":
         """The same again, of any of the rows."""
-        teacher = rows[1] if heads[1] is None else HiddenLogits(rows[1], heads[1])
-        return cls(HiddenLogits(rows[0], heads[0]), teacher)
+        teacher = rows[1] if heads[1] is None else HiddenLogits(hidden=rows[1], head=heads[1])
+        return cls(HiddenLogits(hidden=rows[0], head=heads[0]), teacher)
 
 
 class HiddenDistillation(NamedTuple):
@@ -64,6 +67,17 @@ class HiddenDistillation(NamedTuple):
     vocab_size: int | None
     mesh: Mesh | None
     implementation: Implementation | None
+
+    def serves(self, objective: Any) -> bool:
+        """Whether the objective is one of tokens by themselves.
+
+        A plain function as its divergence may look at several rows: it gets them in chunks only if somebody asked for that.
+        """
+        if not isinstance(objective, TokenDistillation) or self.implementation == "reference":
+            return False
+        return self.implementation is not None or isinstance(
+            objective.divergence, AbstractDivergence
+        )
 
     def unread(self, params: Any, batch: Batch, teacher: AbstractTeacher) -> Unread | None:
         """Both models' states and heads; `None` where all logits are to be computed.

@@ -122,7 +122,8 @@ def hidden_logits(model: Model, params: Any, batch: Batch | Examples) -> HiddenL
     """
     if model.hidden is None or model.head is None:
         return None
-    return HiddenLogits(_run(model.hidden, "hidden", params, batch), model.head(params))
+    states = _run(model.hidden, "hidden", params, batch)
+    return HiddenLogits(hidden=states, head=model.head(params))
 
 
 def _run(
