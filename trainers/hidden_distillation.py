@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from divax.divergences import AbstractDivergence, TopKCache
-from divax.divergences.fused_linear import Implementation, default_implementation, make_plan
+from divax.divergences.fused_linear import Implementation, make_plan
 from divax.objectives import HiddenLogits, TokenDistillation, Weighted
 from divax.trainers.batch import Batch
 from divax.trainers.evaluation import comparison_sums, prediction_sums
 from divax.trainers.examples import Examples
 from divax.trainers.model import Model, hidden_logits
-from divax.trainers.sharding import summed_over_devices
+from divax.trainers.sharding import implementation_for, summed_over_devices
 from divax.trainers.teacher import AbstractTeacher
 
 
@@ -102,11 +102,7 @@ class HiddenDistillation(NamedTuple):
         return None
 
     def _how(self, student: HiddenLogits) -> Implementation:
-        if self.implementation is not None:
-            return self.implementation
-        devices = 1 if self.mesh is None else self.mesh.size
-        count = student.hidden.size // student.hidden.shape[-1]
-        return default_implementation(-(-count // devices), student.vocab_size, None)
+        return implementation_for(student, self.mesh, self.implementation)
 
     def loss(
         self,

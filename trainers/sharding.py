@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from divax.divergences.fused_linear import Implementation, default_implementation
+from divax.objectives import HiddenLogits
+
 #: Over this mesh axis parameters are sharded; over every other axis they are replicated.
 FSDP_AXIS = "fsdp"
 
@@ -113,36 +116,77 @@ def place_batch(batch: Any, mesh: Mesh | None) -> Any:
     return jax.tree.map(place, batch)
 
 
-def summed_over_devices(
+def rows_over_devices(
     function: Callable[[Any, Any], Any], mesh: Mesh | None, rows: Any, whole: Any
 ) -> Any:
-    """The sum over the devices of `function(the device's own rows, whole)`, a pytree of sums over rows.
+    """`function(rows, whole)`, where each device computes its own rows and no others.
 
-    A loop that slices sharded rows would have the compiler gather them on every device; here each device loops over
-    its own. Without a mesh, and where the devices do not divide the rows, it is `function(rows, whole)`.
+    A loop that slices sharded rows would have the compiler gather them on every device. Without a mesh, and where the
+    devices do not divide the rows, it is the plain call.
 
     Args:
-        function: of rows to sums over them.
+        function: of rows to rows, each by itself.
         mesh: the trainer's.
         rows: arrays whose leading axis is that of a batch.
         whole: arrays that every device has whole.
 
     Example:
-        >>> import jax
+        >>> import jax, jax.numpy as jnp
+        >>> mesh = jax.make_mesh((1,), ("data",))
+        >>> rows_over_devices(jnp.multiply, mesh, jnp.arange(3), jnp.int32(2)).tolist()
+        [0, 2, 4]
+    """
+    if mesh is None or any(x.shape[0] % mesh.size for x in jax.tree.leaves(rows)):
+        return function(rows, whole)
+    split, everywhere = PartitionSpec(mesh.axis_names), PartitionSpec()
+    own = jax.shard_map(
+        function,
+        mesh=automatic(mesh),
+        in_specs=(split, everywhere),
+        out_specs=split,
+        check_vma=False,
+    )
+    return own(rows, whole)
+
+
+def summed_over_devices(
+    function: Callable[[Any, Any], Any], mesh: Mesh | None, rows: Any, whole: Any
+) -> Any:
+    """`function(rows, whole)`, a pytree of sums over rows, as the sum of every device's from its own.
+
+    Args:
+        function: of rows to sums over them.
+        mesh: the trainer's.
+        rows: as in `rows_over_devices`.
+        whole: likewise.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
         >>> total = lambda rows, whole: (rows * whole).sum()
         >>> mesh = jax.make_mesh((1,), ("data",))
         >>> float(summed_over_devices(total, mesh, jnp.arange(4.0), jnp.float32(2)))
         12.0
     """
-    if mesh is None or any(x.shape[0] % mesh.size for x in jax.tree.leaves(rows)):
-        return function(rows, whole)
-    mesh = automatic(mesh)
 
     def of_device(rows, whole):
         return jax.tree.map(lambda x: x[None], function(rows, whole))
 
-    split, everywhere = PartitionSpec(mesh.axis_names), PartitionSpec()
-    sums = jax.shard_map(
-        of_device, mesh=mesh, in_specs=(split, everywhere), out_specs=split, check_vma=False
-    )(rows, whole)
-    return jax.tree.map(lambda x: jnp.sum(x, 0), sums)
+    return jax.tree.map(lambda x: jnp.sum(x, 0), rows_over_devices(of_device, mesh, rows, whole))
+
+
+def implementation_for(
+    logits: HiddenLogits, mesh: Mesh | None, implementation: Implementation | None
+) -> Implementation:
+    """What was asked for, else the choice of `divergences.fused_linear` for the logits that a device has.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> few = HiddenLogits(hidden=jnp.ones((2, 3, 4)), head=jnp.ones((4, 9)))
+        >>> implementation_for(few, None, None)
+        'reference'
+    """
+    if implementation is not None:
+        return implementation
+    devices = 1 if mesh is None else mesh.size
+    count = math.prod(logits.hidden.shape[:-1])
+    return default_implementation(-(-count // devices), logits.vocab_size, None)

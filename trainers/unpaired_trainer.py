@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from divax import objectives
 from divax.divergences import divergence as frozen_pytree
+from divax.divergences.fused_linear import Implementation, check_implementation
 from divax.objectives import Weighted
 from divax.trainers.completion_rows import (
     CompletionRows,
@@ -100,9 +101,10 @@ def unpaired_preference(
     objective: LabelledObjective = KahnemanTversky(),  # noqa: B008 (frozen value)
     reference_model: Model | None = None,
     micro_batches: int = 1,
-    chunk_size: int = 1024,
+    chunk_size: int | None = None,
     from_reference: bool = True,
     mesh: Mesh | None = None,
+    implementation: Implementation | None = None,
 ) -> Trainer:
     """Trains a policy on completions that are labelled desirable or not, without pairs.
 
@@ -117,9 +119,10 @@ def unpaired_preference(
             `LabelledLogps`.
         reference_model: the reference's model, where it is not the policy's.
         micro_batches: parts that the rows of a batch are split into.
-        chunk_size: positions whose logits exist at a time.
+        chunk_size: positions whose logits exist at a time; `None` chooses.
         from_reference: as in `preference`.
         mesh: a JAX mesh; see `divax.trainers.sharding`.
+        implementation: as in `completion_log_probs`.
 
     Returns:
         A `Trainer` on `LabelledBatch`es. `evaluate` gives the means of the objective's metrics,
@@ -159,7 +162,8 @@ def unpaired_preference(
             f"got {objective!r}"
         )
     check_numbers(objective, _EXAMPLE)
-    rows = CompletionRows(policy, reference_model or policy, chunk_size)
+    rows = CompletionRows(policy, reference_model or policy, chunk_size, mesh, implementation)
+    check_implementation(implementation)
 
     def held(state, batch, reference):
         return rows.reference_logps(batch, reference, state.opt_state)

@@ -1,7 +1,6 @@
 """Distillation from states and heads is distillation from logits, in less memory."""
 
 import dataclasses
-import re
 
 import jax
 import jax.numpy as jnp
@@ -111,12 +110,14 @@ def test_memory_is_that_of_a_chunk():
 
 
 def test_no_logits_travel_between_devices():
+    """Each device walks its own rows: what is added up is all that they exchange."""
     mesh = jax.make_mesh((8,), ("data",))
     trainer, batch = step_of("fast", mesh)
-    state = jax.eval_shape(trainer.init, jax.random.key(0))
-    text = jax.jit(trainer.step).lower(state, batch).compile().as_text()
-    gathered = re.findall(r"= \w+\[([\d,]*)\][^=]* all-gather\(", text)
-    assert not [shape for shape in gathered if "16384" in shape], gathered
+    state = trainer.init(jax.random.key(0))
+    placed = jax.device_put(batch, jax.NamedSharding(mesh, jax.P("data")))
+    text = jax.jit(trainer.step).lower(state, placed).compile().as_text()
+    assert "all-reduce" in text
+    assert "all-gather" not in text
 
 
 def test_what_is_wrong_is_said():
