@@ -172,5 +172,6 @@ def _by_segment(values: jax.Array, batch: Batch, segments: int) -> jax.Array:
         return jnp.sum(values, axis=-1, keepdims=True)
     if batch.segment_ids is None:
         raise ValueError(f"segments={segments} needs segment_ids in the batch")
-    ids = jnp.asarray(batch.segment_ids)[..., None] == jnp.arange(segments)[None, None]
-    return jnp.sum(jnp.where(ids, values[..., None], 0), axis=-2)
+    ids = jnp.asarray(batch.segment_ids)
+    own = ids[..., None] == jnp.arange(segments, dtype=ids.dtype)[None, None]
+    return jnp.sum(jnp.where(own, values[..., None], 0), axis=-2)

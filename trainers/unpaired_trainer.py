@@ -214,9 +214,8 @@ def _labelled(logps: jax.Array, reference_logps: jax.Array, batch: LabelledBatch
 def _accuracy(rows: LabelledLogps) -> Weighted:
     sign = jnp.sign(rows.logps - rows.reference_logps)
     right = 0.5 * (1 + jnp.where(rows.desirable, sign, -sign))
-    return Weighted(
-        jnp.sum(jnp.where(rows.weights != 0, right * rows.weights, 0)), jnp.sum(rows.weights)
-    )
+    weights = rows.weights.astype(right.dtype)
+    return Weighted(jnp.sum(jnp.where(weights != 0, right * weights, 0)), jnp.sum(weights))
 
 
 def _summarise(batch_sums: Iterable[dict[str, Any]]) -> dict[str, float]:
