@@ -13,15 +13,17 @@ def states_model(vocab, width, *, rank=0, softcap=None, seed=0):
 
     With a rank the head's weight is frozen, as in LoRA: the parameters hold the adapter alone.
     """
-    rng = np.random.default_rng(seed)
-    frozen = rng.normal(size=(width, vocab)) / np.sqrt(width)
+    frozen = np.random.default_rng(seed).normal(size=(width, vocab)) / np.sqrt(width)
 
     def init(key):
-        del key
         shapes = {"embed": (vocab, width), "layer": (width, width)}
         if rank:
             shapes |= {"down": (width, rank), "up": (rank, vocab)}
-        params = {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
+        keys = jax.random.split(key, len(shapes))
+        params = {
+            name: jax.random.normal(k, shape)
+            for k, (name, shape) in zip(keys, shapes.items(), strict=True)
+        }
         return params if rank else {**params, "head": jnp.asarray(frozen)}
 
     def hidden(params, tokens, segment_ids=None, prefix_ids=None):

@@ -11,8 +11,9 @@ from divax.divergences.fused_linear import Implementation
 from divax.objectives import align_causal, token_statistics
 from divax.objectives.label_log_probs import LabelStatistics, label_statistics, statistics_of_rows
 from divax.trainers.batch import Batch
+from divax.trainers.implementation import implementation_for
 from divax.trainers.model import Model, hidden_logits, predict
-from divax.trainers.sharding import implementation_for, rows_over_devices
+from divax.trainers.sharding import rows_over_devices
 
 
 def completion_log_probs(

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from divax.divergences import AbstractDivergence
-from divax.divergences.fused_linear import Implementation, check_implementation
+from divax.divergences.fused_linear import Implementation
 from divax.objectives import (
     DistillationObjective,
     DistillationRows,
@@ -21,6 +21,7 @@ from divax.objectives.arguments import is_static
 from divax.trainers.batch import Batch
 from divax.trainers.evaluation import comparison_sums, prediction_sums, summarise_tokens
 from divax.trainers.hidden_distillation import HiddenDistillation
+from divax.trainers.implementation import check_states
 from divax.trainers.model import Model, predict
 from divax.trainers.sample_sources import AbstractSampleSource, DataSamples, Drawn, Roles
 from divax.trainers.scheduled_objective import Scheduled
@@ -111,6 +112,7 @@ def distillation(
         1.0
     """
     _check(teacher, objective, samples)
+    check_states(student, implementation, "student")
     _check_implementation(implementation, objective)
     arrays, whole = _parted(objective)
     unread = HiddenDistillation(student, vocab_size, mesh, implementation)
@@ -258,7 +260,6 @@ def _first(objective: Any) -> Any:
 
 
 def _check_implementation(implementation: Any, objective: Any) -> None:
-    check_implementation(implementation)
     if implementation in ("fast", "lean") and not isinstance(_first(objective), TokenDistillation):
         raise ValueError(
             f"implementation={implementation!r} is of a TokenDistillation, and"

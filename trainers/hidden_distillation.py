@@ -13,8 +13,9 @@ from divax.objectives import HiddenLogits, TokenDistillation, Weighted
 from divax.trainers.batch import Batch
 from divax.trainers.evaluation import comparison_sums, prediction_sums
 from divax.trainers.examples import Examples
+from divax.trainers.implementation import implementation_for
 from divax.trainers.model import Model, hidden_logits
-from divax.trainers.sharding import implementation_for, summed_over_devices
+from divax.trainers.sharding import summed_over_devices
 from divax.trainers.teacher import AbstractTeacher
 
 
@@ -83,21 +84,20 @@ class HiddenDistillation(NamedTuple):
         """Both models' states and heads; `None` where all logits are to be computed.
 
         Raises:
-            ValueError: "fast" or "lean" was asked for, and a model does not expose what it takes.
+            ValueError: "fast" or "lean" was asked for, and the teacher has logits alone.
         """
         if self.implementation == "reference":
             return None
         student, held = hidden_logits(self.student, params, batch), teacher.unread(batch)
-        if student is not None and self._how(student) == "reference":
+        if student is None or self._how(student) == "reference":
             return None
-        known = held if held is not None or student is None else teacher(batch)
-        if student is not None and not isinstance(known, jax.Array):
+        known = teacher(batch) if held is None else held
+        if not isinstance(known, jax.Array):
             return Unread(student, known)
         if self.implementation is not None:
-            whose = "student" if student is None else "teacher"
             raise ValueError(
-                f"implementation={self.implementation!r} needs the states before the head: give the {whose}'s Model a"
-                " hidden and a head, or leave implementation out"
+                f"implementation={self.implementation!r} needs the states before the head, and the teacher gives all of"
+                " its logits: take a LiveTeacher whose Model has a hidden and a head, or a cache"
             )
         return None
 

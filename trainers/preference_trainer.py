@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from divax import objectives
 from divax.divergences import AbstractDivergence, ReverseKL
 from divax.divergences import divergence as frozen_pytree
-from divax.divergences.fused_linear import Implementation, check_implementation
+from divax.divergences.fused_linear import Implementation
 from divax.objectives import AbstractPairLoss, Logistic, PairAggregate, PairMean, Weighted
 from divax.trainers.completion_rows import (
     CompletionRows,
@@ -27,6 +27,7 @@ from divax.trainers.completions import (
     completion_log_probs,
 )
 from divax.trainers.coupled_step import make_coupled_step
+from divax.trainers.implementation import check_states
 from divax.trainers.model import Model
 from divax.trainers.pairs import PairBatch, PairLogps, PairObjective
 from divax.trainers.preference_evaluation import pair_sums, summarise_pairs
@@ -148,7 +149,7 @@ def preference(
             f"objective must be a function of PairLogps such as tr.FDivergenceDPO(), got {objective!r}"
         )
     rows = CompletionRows(policy, reference_model or policy, chunk_size, mesh, implementation)
-    check_implementation(implementation)
+    check_states(policy, implementation, "policy")
 
     def held(state, batch, reference):
         return rows.reference_logps(batch, reference, state.opt_state)

@@ -8,9 +8,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from divax.divergences.fused_linear import Implementation, default_implementation
-from divax.objectives import HiddenLogits
-
 #: Over this mesh axis parameters are sharded; over every other axis they are replicated.
 FSDP_AXIS = "fsdp"
 
@@ -172,21 +169,3 @@ def summed_over_devices(
         return jax.tree.map(lambda x: x[None], function(rows, whole))
 
     return jax.tree.map(lambda x: jnp.sum(x, 0), rows_over_devices(of_device, mesh, rows, whole))
-
-
-def implementation_for(
-    logits: HiddenLogits, mesh: Mesh | None, implementation: Implementation | None
-) -> Implementation:
-    """What was asked for, else the choice of `divergences.fused_linear` for the logits that a device has.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> few = HiddenLogits(hidden=jnp.ones((2, 3, 4)), head=jnp.ones((4, 9)))
-        >>> implementation_for(few, None, None)
-        'reference'
-    """
-    if implementation is not None:
-        return implementation
-    devices = 1 if mesh is None else mesh.size
-    count = math.prod(logits.hidden.shape[:-1])
-    return default_implementation(-(-count // devices), logits.vocab_size, None)

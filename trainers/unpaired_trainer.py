@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from divax import objectives
 from divax.divergences import divergence as frozen_pytree
-from divax.divergences.fused_linear import Implementation, check_implementation
+from divax.divergences.fused_linear import Implementation
 from divax.objectives import Weighted
 from divax.trainers.completion_rows import (
     CompletionRows,
@@ -22,6 +22,7 @@ from divax.trainers.completion_rows import (
 )
 from divax.trainers.completions import completion_lengths
 from divax.trainers.coupled_step import make_coupled_step
+from divax.trainers.implementation import check_states
 from divax.trainers.labelled import LabelledBatch, LabelledLogps, LabelledObjective
 from divax.trainers.model import Model
 from divax.trainers.reference import AbstractReference
@@ -163,7 +164,7 @@ def unpaired_preference(
         )
     check_numbers(objective, _EXAMPLE)
     rows = CompletionRows(policy, reference_model or policy, chunk_size, mesh, implementation)
-    check_implementation(implementation)
+    check_states(policy, implementation, "policy")
 
     def held(state, batch, reference):
         return rows.reference_logps(batch, reference, state.opt_state)

@@ -123,10 +123,14 @@ def test_no_logits_travel_between_devices():
 def test_what_is_wrong_is_said():
     plain = dataclasses.replace(states_model(V, 4), hidden=None)
     options = {"teacher": live(), "optimizer": optax.sgd(0.1), "implementation": "fast"}
-    trainer = tr.distillation(student=plain, **options)
-    with pytest.raises(ValueError, match=r"give the student's Model a hidden and a head"):
-        trainer.step(trainer.init(jax.random.key(0)), text_batch(V))
+    with pytest.raises(ValueError, match="give the student's Model a hidden and a head"):
+        tr.distillation(student=plain, **options)
+    whole = tr.distillation(
+        student=states_model(V, 4), **options | {"teacher": tr.EnsembleTeacher((live(),))}
+    )
+    with pytest.raises(ValueError, match="the teacher gives all of its logits"):
+        whole.step(whole.init(jax.random.key(0)), text_batch(V))
     with pytest.raises(ValueError, match="LabelCrossEntropy reads all logits"):
-        tr.distillation(student=plain, objective=LabelCrossEntropy(), **options)
+        tr.distillation(student=states_model(V, 4), objective=LabelCrossEntropy(), **options)
     with pytest.raises(ValueError, match="'quick' is none of"):
         tr.distillation(student=plain, **options | {"implementation": "quick"})

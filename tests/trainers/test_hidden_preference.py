@@ -41,7 +41,7 @@ def labelled(rows=8):
 
 def stepped(make, how, model, batch, **options):
     """One update from other parameters than the reference's, and the measures after it."""
-    held, params = model.init(jax.random.key(0)), model.init(jax.random.key(0))
+    held, params = model.init(jax.random.key(1)), model.init(jax.random.key(0))
     trainer = make(
         policy=model,
         params=params,
