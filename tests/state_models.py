@@ -68,4 +68,6 @@ def gap(left, right):
 
 def temporary_bytes(step, *arguments):
     """Of a compiled step."""
-    return jax.jit(step).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+    memory = jax.jit(step).lower(*arguments).compile().memory_analysis()
+    assert memory is not None
+    return memory.temp_size_in_bytes

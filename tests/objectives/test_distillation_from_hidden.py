@@ -148,7 +148,7 @@ def test_what_is_wrong_is_said():
     with pytest.raises(ValueError, match="labels"):
         ob.distillation_from_hidden(**a, vocab_size=V, distill_weight=0.5)
     with pytest.raises(ValueError, match="a teacher is missing"):
-        ob.distillation_from_hidden(**a | {"teacher_head": None})
+        ob.distillation_from_hidden(**{**a, "teacher_head": None})
     kept = dv.cache_top_k(jnp.zeros((B, T, V)), k=2)
     with pytest.raises(ValueError, match="teacher is a cache"):
         ob.distillation_from_hidden(**a, teacher=kept)

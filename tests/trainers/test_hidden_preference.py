@@ -119,6 +119,7 @@ def test_nothing_but_log_probs_travels_between_devices():
     state = trainer.init(jax.random.key(0))
     placed = jax.device_put(pairs(False), jax.NamedSharding(mesh, jax.P("data")))
     text = jax.jit(trainer.step).lower(state, placed).compile().as_text()
+    assert text is not None
     gathered = [line for line in text.splitlines() if " all-gather" in line]
     assert gathered
     assert all("f32[8]" in line.split("all-gather(")[0] for line in gathered), gathered
