@@ -125,12 +125,7 @@ def policy_gradient(
 
     Source: as the method's.
     """
-    _check(method, reference, replay)
-    if reset_above is not None and not isinstance(reference, MovingReference):
-        raise ValueError(
-            "reset_above resets a tr.MovingReference() with a tr.following optimizer; share=0 leaves "
-            "all moves to it"
-        )
+    _check(method, reference, replay, reset_above)
     if mesh is not None:
         mesh = automatic(mesh)
     check_states(policy, implementation, "policy")
@@ -217,7 +212,12 @@ def _with_beta(method: PolicyGradientMethod, beta: jax.Array) -> PolicyGradientM
     return dataclasses.replace(method, regularizer=regularizer)
 
 
-def _check(method, reference, replay) -> None:
+def _check(method, reference, replay, reset_above) -> None:
+    if reset_above is not None and not isinstance(reference, MovingReference):
+        raise ValueError(
+            "reset_above resets a tr.MovingReference() with a tr.following optimizer; share=0 leaves "
+            "all moves to it"
+        )
     if method.regularizer is not None and reference is None:
         raise ValueError(
             "the method has a regularizer, so it needs a reference such as tr.FixedReference(params)"
