@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from divax.divergences import AbstractDivergence
 from divax.objectives import (
     DistillationObjective,
     DistillationRows,
@@ -17,7 +18,7 @@ from divax.objectives import (
 )
 from divax.objectives.arguments import is_static
 from divax.trainers.batch import Batch
-from divax.trainers.evaluation import comparison_sums, prediction_sums, summarise
+from divax.trainers.evaluation import comparison_sums, prediction_sums, summarise_tokens
 from divax.trainers.model import Model, predict
 from divax.trainers.sample_sources import AbstractSampleSource, DataSamples, Drawn, Roles
 from divax.trainers.scheduled_objective import Scheduled
@@ -107,7 +108,7 @@ def distillation(
         init_params=student.init,
         step=engine.step,
         sums=engine.sums,
-        summarise=summarise,
+        summarise=summarise_tokens,
         optimizer=optimizer,
         frozen=(teacher, arrays, samples),
         mesh=mesh,
@@ -212,7 +213,7 @@ def _check(teacher, objective, samples) -> None:
             f"objective must be a function of DistillationRows, got {found}: "
             "a divergence goes into objectives.TokenDistillation(divergence=...)"
         )
-    if hasattr(objective, "formula"):
+    if isinstance(objective, AbstractDivergence):
         raise TypeError(
             f"objective must be a function of DistillationRows, got the divergence {objective.name}: "
             "put it into objectives.TokenDistillation(divergence=...)"

@@ -43,14 +43,14 @@ class AbstractTeacher(abc.ABC):
         del params, opt_state
         return self
 
-    def with_params(self, purpose: str) -> "LiveTeacher":
-        """The model behind the teacher, for what only a model can do: to write.
+    def as_writer(self, purpose: str) -> "LiveTeacher":
+        """The teacher as a model with parameters, which can be sampled from.
 
         Args:
-            purpose: what it is needed for.
+            purpose: what is to sample from it, for the error.
 
         Raises:
-            TypeError: there is none.
+            TypeError: it only reads: there is no model behind it.
         """
         raise TypeError(
             f"{purpose} needs a teacher that writes, a LiveTeacher; {type(self).__name__} only reads"
@@ -85,7 +85,7 @@ class LiveTeacher(AbstractTeacher):
         """The model's logits on a batch, without a gradient; of two heads the main one's."""
         return jax.lax.stop_gradient(main_logits(predict(self.model, self.params, batch)))
 
-    def with_params(self, purpose: str) -> "LiveTeacher":
+    def as_writer(self, purpose: str) -> "LiveTeacher":
         """Itself."""
         del purpose
         return self
