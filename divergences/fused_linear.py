@@ -361,6 +361,15 @@ def _check(div: Any, temperature: Scalar, implementation: Implementation | None)
         raise TypeError(f"div must be a divergence such as ForwardKL(), got {div!r}")
     if isinstance(temperature, int | float) and not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
+    check_implementation(implementation)
+
+
+def check_implementation(implementation: object) -> None:
+    """Refuses what is no `Implementation`.
+
+    Raises:
+        ValueError: it is none.
+    """
     if implementation not in (None, *get_args(Implementation)):
         names = ", ".join(map(repr, get_args(Implementation)))
         raise ValueError(f"implementation={implementation!r} is none of {names}, or None")

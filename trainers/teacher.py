@@ -8,9 +8,10 @@ from typing import Any
 import jax
 
 from divax.divergences import TopKCache
+from divax.objectives import HiddenLogits
 from divax.trainers.batch import Batch
 from divax.trainers.examples import Examples
-from divax.trainers.model import Model, predict
+from divax.trainers.model import Model, hidden_logits, predict
 from divax.trainers.reference import MovingReference
 from divax.trainers.two_heads import main_logits
 
@@ -32,6 +33,15 @@ class AbstractTeacher(abc.ABC):
     @abc.abstractmethod
     def __call__(self, batch: Any) -> jax.Array | TopKCache | None:
         """The logits on a batch; `None` where nothing is known of it."""
+
+    def unread(self, batch: Any) -> HiddenLogits | None:
+        """The same logits as states and a head, for losses that do without them; `None` where there are no such.
+
+        Args:
+            batch: as in a call.
+        """
+        del batch
+        return None
 
     def given(self, params: Any, opt_state: Any) -> "AbstractTeacher":
         """The teacher of a step at which the student stands so: itself, unless it follows him.
@@ -84,6 +94,10 @@ class LiveTeacher(AbstractTeacher):
     def __call__(self, batch: Batch | Examples) -> jax.Array:
         """The model's logits on a batch, without a gradient; of two heads the main one's."""
         return jax.lax.stop_gradient(main_logits(predict(self.model, self.params, batch)))
+
+    def unread(self, batch: Batch | Examples) -> HiddenLogits | None:
+        """The model's states and head, without a gradient, if it exposes them."""
+        return jax.lax.stop_gradient(hidden_logits(self.model, self.params, batch))
 
     def as_writer(self, purpose: str) -> "LiveTeacher":
         """Itself."""
