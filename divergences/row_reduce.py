@@ -1,0 +1,174 @@
+"""f-divergences of given logits in the fewest readings, for machines on which reading them is what takes the time.
+
+A GPU or TPU computes a hundred times faster than it reads logits of a large vocabulary, and XLA reads them again for every
+reduction that needs another's result: for a maximum, for a sum of exponentials, for each mean. Here one reduction gives
+all of them (`_first`): logits merge in pairs, like a log-sum-exp, whatever the order. Then
+
+- the two Kullback–Leibler divergences, Jeffreys and their sums have their value and the constant of their gradient from that
+  one reading. With it a gradient takes a second one, and writes the result: five passes over an array of the logits' size.
+- every other f-divergence takes one more reading, for the sums of its values and slopes together: seven.
+
+No array of the logits' size is kept in between. That is also all that a hand-written kernel could save, short of one that
+holds a row of both models on the chip (three passes): there is none.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from divax.divergences.f_divergence import AbstractFDivergence, _edge, _finite
+from divax.divergences.kl_reading import from_one_reading, kl_weights
+from divax.divergences.logit_gradient import SlopeSums, bounded, centred, slope_sums
+from divax.divergences.logit_reading import (
+    Reading,
+    Scalars,
+    Side,
+    added_up,
+    finite_top,
+    indicator,
+    reduced,
+    undivided,
+)
+from divax.divergences.rows import Rows, split_centred, split_rows
+
+
+def reduced_value(div: AbstractFDivergence, target: jax.Array, model: jax.Array) -> jax.Array:
+    """D of each row, `[..., V]` to `[...]`, from one reading or two."""
+    return _scalars((False, False), div, target, model).value
+
+
+def reduced_tangent(
+    moving: Sequence[bool],
+    div: AbstractFDivergence,
+    target: jax.Array,
+    model: jax.Array,
+    *dots: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """D of each row and its derivative along the dots of the logits that move.
+
+    The value of the KLs has a relative error ε·(1 + (m − c)²/D), ε the precision's, m the mean log-ratio of the logits and c
+    that of a few tokens. A row with a +inf logit has gradient 0 by that side.
+    """
+    scalars = _scalars(tuple(moving), div, target, model)
+    # Computed again in a backward pass: what is kept is the logits, which are there anyway, and the scalars.
+    tangent = jax.checkpoint(_tangent, prevent_cse=False)
+    return scalars.value, tangent(div, scalars, target, model, dots)
+
+
+def _tangent(div, scalars: Scalars, target: jax.Array, model: jax.Array, dots: Sequence[jax.Array]):
+    """Σ gradient·dot over the sides that have slopes."""
+    # Behind a barrier nothing equals what an earlier reading computed: XLA would write that down to save its repetition.
+    tops, totals, slopes = jax.lax.optimization_barrier(
+        (scalars.tops, scalars.totals, scalars.slopes)
+    )
+    (rows, _), dots = _rows_at(tops, totals, target, model), list(dots)
+    tangent = jnp.zeros(target.shape[:-1], target.dtype)
+    sides = zip(_sloped(div, rows, slopes), slopes, tops, strict=True)
+    for side, sums, top in sides:
+        if side is not None:
+            gradient = jnp.where(top[..., None] == jnp.inf, 0, centred(*side, sums))
+            tangent += jnp.sum(gradient * dots.pop(0), -1)
+    return tangent
+
+
+def _rows_at(tops, totals, target: jax.Array, model: jax.Array) -> tuple[Rows, tuple]:
+    """`split_rows` with what it needs of whole rows known, and which tokens only the target or only the model has."""
+    legal = ((tops[0] != -jnp.inf) & (tops[1] != -jnp.inf))[..., None]
+    sides = tuple(map(_placed, (target, model), tops, totals))
+    t_possible, s_possible = sides[0][2], sides[1][2]
+    alone = t_possible & ~s_possible & legal, s_possible & ~t_possible & legal
+    return split_centred(sides[0], sides[1], legal), alone
+
+
+def _placed(logits: jax.Array, top: jax.Array, total: jax.Array):
+    """Logits minus their maximum, log of the sum of exponentials of that, and which are possible, as `split_rows` has them."""
+    top, total, deepest = top[..., None], total[..., None], _deepest(logits)
+    # Where the top is +inf, nothing below it is possible.
+    least = jnp.where(top == jnp.inf, jnp.inf, -jnp.inf).astype(logits.dtype)
+    possible = (logits != -jnp.inf) & ~(logits < least)
+    placed = jnp.where(possible, jnp.clip(logits - finite_top(top), -deepest, 0), 0)
+    return placed, jnp.log(jnp.where(total > 0, total, 1)), possible
+
+
+def _deepest(logits: jax.Array) -> float:
+    return 1e150 if logits.dtype == jnp.float64 else 1e15
+
+
+def _sloped(div: AbstractFDivergence, rows: Rows, wanted: Sequence[Any]) -> list:
+    """(slope, probability, likeliest) of each side that is wanted (neither None nor False)."""
+    sides: list[Any] = [None, None]
+    if wanted[0]:
+        slope = bounded(div.target_slope(rows.common))
+        sides[0] = slope + _finite(div.slope_at_infinity) * rows.p_only, rows.p, rows.p_top
+    if wanted[1]:
+        slope = bounded(div.model_slope(rows.common))
+        sides[1] = slope + _finite(div.f_at_zero) * rows.q_only, rows.q, rows.q_top
+    return sides
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _scalars(wanted: tuple[bool, ...], div: Any, target: jax.Array, model: jax.Array) -> Scalars:
+    """With slopes of the wanted sides."""
+    weights = kl_weights(div)
+    if weights is None:
+        return _from_two(wanted, div, target, model)
+    return from_one_reading(wanted, div, weights, target, model)
+
+
+@_scalars.defjvp
+def _scalars_jvp(wanted, primals, tangents):
+    # Derivatives of scalars are second derivatives of the divergence, which need not be fast.
+    return _scalars(wanted, *primals), jax.jvp(
+        functools.partial(_plain, wanted), primals, tangents
+    )[1]
+
+
+def _plain(wanted: tuple[bool, ...], div: Any, target: jax.Array, model: jax.Array) -> Scalars:
+    """The same by separate reductions, for JAX to differentiate."""
+    tops = jnp.max(target, -1), jnp.max(model, -1)
+    totals = tuple(
+        jnp.sum(jnp.exp(_placed(x, top, jnp.ones_like(top))[0]), -1)
+        for x, top in zip((target, model), tops, strict=True)
+    )
+    rows = split_rows(target, model)
+    sums = [None if side is None else slope_sums(*side) for side in _sloped(div, rows, wanted)]
+    if kl_weights(div) is not None:
+        sums = [None if one is None else undivided(one.rest_slope + one.top_slope) for one in sums]
+    value = jnp.sum(div.summand(rows.common), -1)
+    value += _edge(div.f_at_zero, rows.q_only, rows.has_q_only)
+    value += _edge(div.slope_at_infinity, rows.p_only, rows.has_p_only)
+    return Scalars(tops, totals, value, tuple(sums))
+
+
+# ---- two readings ----------------------------------------------------------------------------------------------
+
+
+def _from_two(wanted: tuple[bool, ...], div: Any, target: jax.Array, model: jax.Array) -> Scalars:
+    sides = tuple(Side(x, (indicator(x != -jnp.inf, x),)) for x in (target, model))
+    sides = reduced(Reading(sides, ())).sides
+    tops, totals = tuple(side.top for side in sides), tuple(side.sums[0] for side in sides)
+    places = jax.lax.optimization_barrier((tops, totals))
+    rows, alone = _rows_at(*places, target, model)
+    slopes = [_slope_terms(side) for side in _sloped(div, rows, wanted)]
+    counts = tuple(indicator(one, target) for one in alone)
+    inner, only, counts, slopes = added_up(
+        (div.summand(rows.common), (rows.p_only, rows.q_only), counts, slopes)
+    )
+    value = inner + _edge(div.f_at_zero, only[1][..., None], counts[1] > 0)
+    value += _edge(div.slope_at_infinity, only[0][..., None], counts[0] > 0)
+    slopes = jax.tree.map(lambda x: x[..., None], slopes)
+    return Scalars(tops, totals, value, tuple(slopes))
+
+
+def _slope_terms(side: Any) -> SlopeSums | None:
+    """What `slope_sums` sums."""
+    if side is None:
+        return None
+    slope, probability, top = side
+    rest = jnp.where(top, 0, slope), jnp.where(top, 0, probability)
+    return SlopeSums(*rest, jnp.where(top, slope, 0), indicator(top, slope))
