@@ -61,6 +61,22 @@ def _merged_side(one: Side, other: Side) -> Side:
     return Side(jnp.maximum(one.top, other.top), jax.tree.map(add, one.sums, other.sums))
 
 
+def alone_flag(own: jax.Array, other: jax.Array) -> jax.Array:
+    """For each token, 2 where the other side has nothing, 1 where it has something finite, else 0; to be maximised."""
+    something = jnp.where(other == -jnp.inf, 2.0, jnp.where(other == jnp.inf, 0.0, 1.0))
+    return jnp.where(own == -jnp.inf, 0, something.astype(own.dtype))
+
+
+def are_alone(tops: tuple[jax.Array, ...], flags: Any) -> tuple[jax.Array, ...]:
+    """Whether target and model have tokens that the other side rules out, if only by a +inf elsewhere."""
+    legal = (tops[0] != -jnp.inf) & (tops[1] != -jnp.inf)
+    others = tops[::-1]
+    return tuple(
+        legal & ((flag >= 2) | ((flag >= 1) & (other == jnp.inf)))
+        for flag, other in zip(flags, others, strict=True)
+    )
+
+
 def undivided(total: jax.Array) -> SlopeSums:
     """Sums of a row whose likeliest atom is not told apart."""
     zero = jnp.zeros_like(total)

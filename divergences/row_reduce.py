@@ -28,6 +28,8 @@ from divax.divergences.logit_reading import (
     Reading,
     Scalars,
     Side,
+    alone_flag,
+    are_alone,
     added_up,
     finite_top,
     indicator,
@@ -66,7 +68,7 @@ def _tangent(div, scalars: Scalars, target: jax.Array, model: jax.Array, dots: S
     tops, totals, slopes = jax.lax.optimization_barrier(
         (scalars.tops, scalars.totals, scalars.slopes)
     )
-    (rows, _), dots = _rows_at(tops, totals, target, model), list(dots)
+    rows, dots = _rows_at(tops, totals, target, model), list(dots)
     tangent = jnp.zeros(target.shape[:-1], target.dtype)
     sides = zip(_sloped(div, rows, slopes), slopes, tops, strict=True)
     for side, sums, top in sides:
@@ -76,13 +78,10 @@ def _tangent(div, scalars: Scalars, target: jax.Array, model: jax.Array, dots: S
     return tangent
 
 
-def _rows_at(tops, totals, target: jax.Array, model: jax.Array) -> tuple[Rows, tuple]:
-    """`split_rows` with what it needs of whole rows known, and which tokens only the target or only the model has."""
+def _rows_at(tops, totals, target: jax.Array, model: jax.Array) -> Rows:
+    """`split_rows` with what it needs of whole rows known."""
     legal = ((tops[0] != -jnp.inf) & (tops[1] != -jnp.inf))[..., None]
-    sides = tuple(map(_placed, (target, model), tops, totals))
-    t_possible, s_possible = sides[0][2], sides[1][2]
-    alone = t_possible & ~s_possible & legal, s_possible & ~t_possible & legal
-    return split_centred(sides[0], sides[1], legal), alone
+    return split_centred(*map(_placed, (target, model), tops, totals), legal)
 
 
 def _placed(logits: jax.Array, top: jax.Array, total: jax.Array):
@@ -137,8 +136,7 @@ def _plain(wanted: tuple[bool, ...], div: Any, target: jax.Array, model: jax.Arr
     )
     rows = split_rows(target, model)
     sums = [None if side is None else slope_sums(*side) for side in _sloped(div, rows, wanted)]
-    if kl_weights(div) is not None:
-        sums = [None if one is None else undivided(one.rest_slope + one.top_slope) for one in sums]
+    sums = [None if one is None else undivided(one.rest_slope + one.top_slope) for one in sums]
     value = jnp.sum(div.summand(rows.common), -1)
     value += _edge(div.f_at_zero, rows.q_only, rows.has_q_only)
     value += _edge(div.slope_at_infinity, rows.p_only, rows.has_p_only)
@@ -149,26 +147,20 @@ def _plain(wanted: tuple[bool, ...], div: Any, target: jax.Array, model: jax.Arr
 
 
 def _from_two(wanted: tuple[bool, ...], div: Any, target: jax.Array, model: jax.Array) -> Scalars:
-    sides = tuple(Side(x, (indicator(x != -jnp.inf, x),)) for x in (target, model))
-    sides = reduced(Reading(sides, ())).sides
+    pairs = (target, model), (model, target)
+    sides = tuple(Side(own, (indicator(own != -jnp.inf, own),)) for own, _ in pairs)
+    sides, flags = reduced(Reading(sides, tuple(map(alone_flag, *zip(*pairs, strict=True)))))
     tops, totals = tuple(side.top for side in sides), tuple(side.sums[0] for side in sides)
     places = jax.lax.optimization_barrier((tops, totals))
-    rows, alone = _rows_at(*places, target, model)
-    slopes = [_slope_terms(side) for side in _sloped(div, rows, wanted)]
-    counts = tuple(indicator(one, target) for one in alone)
-    inner, only, counts, slopes = added_up(
-        (div.summand(rows.common), (rows.p_only, rows.q_only), counts, slopes)
-    )
-    value = inner + _edge(div.f_at_zero, only[1][..., None], counts[1] > 0)
-    value += _edge(div.slope_at_infinity, only[0][..., None], counts[0] > 0)
-    slopes = jax.tree.map(lambda x: x[..., None], slopes)
-    return Scalars(tops, totals, value, tuple(slopes))
-
-
-def _slope_terms(side: Any) -> SlopeSums | None:
-    """What `slope_sums` sums."""
-    if side is None:
-        return None
-    slope, probability, top = side
-    rest = jnp.where(top, 0, slope), jnp.where(top, 0, probability)
-    return SlopeSums(*rest, jnp.where(top, slope, 0), indicator(top, slope))
+    rows = _rows_at(*places, target, model)
+    below, beyond = _finite(div.f_at_zero), _finite(div.slope_at_infinity)
+    terms = div.summand(rows.common) + below * rows.q_only + beyond * rows.p_only
+    value = jnp.sum(terms, -1)
+    rows = _rows_at(*jax.lax.optimization_barrier(places), target, model)
+    slopes = [None if side is None else jnp.sum(side[0], -1) for side in _sloped(div, rows, wanted)]
+    for limit, is_alone in zip(
+        (div.slope_at_infinity, div.f_at_zero), are_alone(tops, flags), strict=True
+    ):
+        value = jnp.where((limit == jnp.inf) & is_alone, jnp.inf, value)
+    slopes = tuple(None if one is None else undivided(one[..., None]) for one in slopes)
+    return Scalars(tops, totals, value, slopes)
