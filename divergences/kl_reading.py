@@ -15,6 +15,7 @@ from divax.divergences.logit_reading import (
     Reading,
     Scalars,
     Side,
+    alone_flag,
     finite_top,
     indicator,
     reduced,
@@ -64,21 +65,21 @@ class _Terms(NamedTuple):
 
 def from_one_reading(wanted, div, weights, target: jax.Array, model: jax.Array) -> Scalars:
     centre = jax.lax.stop_gradient(_centre(target, model))
-    # A +inf logit has its row to itself, and the log of its probability is 0.
-    log_p, log_q = (jnp.where(x == jnp.inf, 0, x) for x in (target, model))
-    x = jnp.clip(log_p - log_q - centre[..., None], -_FARTHEST, _FARTHEST)
+    pairs = (target, model, centre), (model, target, -centre)
     parts = [
-        None if weight is None else _kl_terms(*one)
-        for weight, one in zip(weights, ((x, target, model), (-x, model, target)), strict=True)
+        None if weight is None else _kl_terms(*pair)
+        for weight, pair in zip(weights, pairs, strict=True)
     ]
     sides = []
     for logits, own, other in ((target, *parts), (model, *parts[::-1])):
         mine = (None,) * 3 if own is None else own[:3]
         cross = None if other is None else other[3]
-        sides.append(Side(logits, _Terms(indicator(logits != -jnp.inf, logits), *mine, cross)))
-    flags = tuple(None if part is None else part[4] for part in parts)
-    read = reduced(Reading(tuple(sides), flags))
-    return _finished(wanted, div, weights, read, centre)
+        sides.append(Side(logits, _Terms(jnp.ones_like(logits), *mine, cross)))
+    flags = tuple(
+        None if weight is None else alone_flag(own, other)
+        for weight, (own, other, _) in zip(weights, pairs, strict=True)
+    )
+    return _finished(wanted, div, weights, reduced(Reading(tuple(sides), flags)), centre)
 
 
 def _centre(target: jax.Array, model: jax.Array) -> jax.Array:
@@ -93,20 +94,22 @@ def _centre(target: jax.Array, model: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(said, gap, 0) * weight, -1) / jnp.where(total > 0, total, 1)
 
 
-def _kl_terms(x: jax.Array, own: jax.Array, other: jax.Array) -> tuple[jax.Array, ...]:
-    """Gap, excess and alone of `own`, cross of `other`, for each token, and 2 where `other` has nothing, 1 where it is finite.
+def _kl_terms(own: jax.Array, other: jax.Array, centre: jax.Array) -> tuple[jax.Array, ...]:
+    """Gap, excess and alone of `own`, cross of `other`, for each token.
 
-    The summand of a KL of unnormalised measures, p·(e^−x − 1 + x) ≥ 0, is relative to p = 1 for x > −1, else to
+    Where the side to which a term belongs has −inf, the term is finite, and its weight in any sum 0. The summand of a KL of unnormalised measures, p·(e^−x − 1 + x) ≥ 0, is relative to p = 1 for x > −1, else to
     p·e^−x = 1: so no exponential overflows, and none but the smaller of the two is ever taken.
     """
-    here, there = own != -jnp.inf, other != -jnp.inf
-    both, light = here & there, x > -1
-    excess = jnp.where(both & light, expm1_excess(-jnp.where(light, x, 0)), 0)
-    # 1 − e^x·(1 − x), which is 1 where this side has nothing at all.
-    deep = jnp.where(both, jnp.minimum(x, -1), -_FARTHEST)
-    cross = jnp.where(there & ~(both & light), 1 - jnp.exp(deep) * (1 - deep), 0)
-    flag = jnp.where(here & (other != jnp.inf), jnp.where(there, 1.0, 2.0), 0.0).astype(x.dtype)
-    return jnp.where(both, x, 0), excess, indicator(here & ~there, x), cross, flag
+    # A +inf logit has its row to itself, and the log of its probability is 0.
+    log_p, log_q = (jnp.where(z == jnp.inf, 0, z) for z in (own, other))
+    x = log_p - log_q - centre[..., None]
+    there, light = other != -jnp.inf, x > -1
+    excess = jnp.where(there & light, expm1_excess(-jnp.where(light, x, 0)), 0)
+    # 1 where this side has nothing.
+    deep = jnp.clip(x, -_FARTHEST, -1)
+    cross = jnp.where(there & ~light, 1 - jnp.exp(deep) * (1 - deep), 0)
+    gap = jnp.where(there, jnp.clip(x, -_FARTHEST, _FARTHEST), 0)
+    return gap, excess, indicator(~there, x), cross
 
 
 class _KL(NamedTuple):

@@ -148,7 +148,7 @@ def _plain(wanted: tuple[bool, ...], div: Any, target: jax.Array, model: jax.Arr
 
 def _from_two(wanted: tuple[bool, ...], div: Any, target: jax.Array, model: jax.Array) -> Scalars:
     pairs = (target, model), (model, target)
-    sides = tuple(Side(own, (indicator(own != -jnp.inf, own),)) for own, _ in pairs)
+    sides = tuple(Side(own, (jnp.ones_like(own),)) for own, _ in pairs)
     sides, flags = reduced(Reading(sides, tuple(map(alone_flag, *zip(*pairs, strict=True)))))
     tops, totals = tuple(side.top for side in sides), tuple(side.sums[0] for side in sides)
     places = jax.lax.optimization_barrier((tops, totals))
