@@ -6,7 +6,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from divax import divergences as dv
-from divax.benchmarks.measure import Bar, Results
+from divax.benchmarks.measure import Asked
 
 MEMBERS = (dv.ForwardKL(), dv.ReverseKL(), dv.JensenShannon(), dv.TotalVariation(), dv.Alpha())
 
@@ -42,12 +42,11 @@ def run(quick):
 CASES = {"spread": run}
 
 
-def bars(found: Results) -> list[Bar]:
-    if "spread" not in found:
-        return []
-    of = found["spread"]
-    return [
-        Bar("P12", "vocabulary over 8 devices: all-gathers", of["all-gather"], 0),
-        Bar("P12", "vocabulary over 8 devices: all-reduces", of["all-reduce"], 4),
-        Bar("P12", "vocabulary over 8 devices: error", of["error"], 1e-5),
-    ]
+BARS = tuple(
+    Asked("P12", f"vocabulary over 8 devices: {what}", "spread", None, key, most)
+    for what, key, most in (
+        ("all-gathers", "all-gather", 0),
+        ("all-reduces", "all-reduce", 4),
+        ("error", "error", 1e-5),
+    )
+)
