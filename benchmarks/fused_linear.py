@@ -26,7 +26,7 @@ SIZES = {
     "half": Size(2048, 131072, 512, 128, 4096),
     "small": Size(2048, 32768, 512, 256, 4096),
 }
-QUICK = Size(512, 16384, 128, 64, 2048)
+QUICK = Size(256, 8192, 64, 64, 1024)
 
 
 def size_of(name: str, quick: bool) -> Size:

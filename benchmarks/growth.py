@@ -19,15 +19,16 @@ SWEPT = 4
 
 
 def given(member, factors, quick):
-    target, model = logits((128 if quick else 512) * factors[0], 8192 * factors[1])
+    rows, vocab = (64, 2048) if quick else (512, 8192)
+    target, model = logits(rows * factors[0], vocab * factors[1])
     div = GIVEN[member]
     return timed(jax.value_and_grad(lambda s, t: jnp.mean(div(t, s))), model, target)
 
 
 def from_hidden(how, member, factors, quick):
-    base = (128, 8192, 32) if quick else (512, 8192, 128)
+    base = (64, 2048, 32) if quick else (512, 8192, 128)
     tokens, vocab, width = (a * b for a, b in zip(base, factors, strict=True))
-    size = Size(tokens, vocab, width, 64 if quick else 128, 2048)
+    size = Size(tokens, vocab, width, 32 if quick else 128, 512 if quick else 2048)
     loss = jax.value_and_grad(fused(how)(member, size), (0, 1))
     return timed(loss, *hidden_states(size))
 

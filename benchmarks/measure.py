@@ -14,7 +14,7 @@ Results = Mapping[str, Mapping[str, float]]
 """What each case measured, by name; cases that were skipped are missing."""
 
 # Seconds: a longer first call is not repeated; shorter ones are, for as long as this, but not more often.
-_LONG, _WHILE, _MOST_CALLS = 5.0, 1.0, 20
+_LONG, _WHILE, _MOST_CALLS = 5.0, 0.3, 20
 
 
 class SkippedError(Exception):
