@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from divax.divergences.base import AbstractDivergence, InfiniteAt
 from divax.divergences.logit_gradient import bounded, centred, instantiate, is_zero
-from divax.divergences.row_blocks import by_blocks
+from divax.divergences.row_blocks import by_blocks, by_machine
 from divax.divergences.rows import Pair, Rows, pair_at, split_rows
 
 
@@ -212,7 +212,10 @@ def _value(div: AbstractFDivergence, target: jax.Array, model: jax.Array, full: 
 
 @jax.custom_jvp
 def _rows(div: AbstractFDivergence, target: jax.Array, model: jax.Array) -> jax.Array:
-    return by_blocks(functools.partial(_value, div), div, target, model)
+    from divax.divergences.row_reduce import reduced_value
+
+    here = functools.partial(by_blocks, functools.partial(_value, div), div)
+    return by_machine(here, functools.partial(reduced_value, div), div, target, model)
 
 
 @functools.partial(_rows.defjvp, symbolic_zeros=True)
@@ -226,7 +229,14 @@ def _rows_jvp(primals, tangents):
     ):
         div_dot = jax.tree.map(instantiate, tangents[0], is_leaf=is_zero)
     tangent = functools.partial(_tangent, div, div_dot, moving)
-    return _rows(div, target, model), by_blocks(tangent, div, target, model, *dots)
+    here = lambda t, s, *dots: (_rows(div, t, s), by_blocks(tangent, div, t, s, *dots))  # noqa: E731
+    if div_dot is not None:
+        return here(target, model, *dots)
+    from divax.divergences.row_reduce import reduced_tangent
+
+    return by_machine(
+        here, functools.partial(reduced_tangent, moving, div), div, target, model, *dots
+    )
 
 
 def _tangent(div, div_dot, moving, target, model, *dots, full):

@@ -137,7 +137,11 @@ def mixture_log_ratios(weight: Scalar, log_u: jax.Array) -> tuple[jax.Array, jax
     # A sum of positive terms, and at most 3/4 (x > log 2 here): its logarithm has nothing to cancel either.
     x_large = jnp.where(dominated, x, jnp.ones_like(x))
     light_share = jnp.where(dominated, w + (1 - w) * jnp.exp(-x_large), jnp.ones_like(x))
-    log_m_over_light = jnp.log(light_share)
+    # Nothing is left of it where w = 0 and e^−x underflows, which is where its logarithm is −x.
+    left = light_share > 0
+    log_m_over_light = jnp.where(
+        left, jnp.log(jnp.where(left, light_share, 1)), jnp.maximum(log_w, -x_large)
+    )
     heavy = -jnp.where(dominated, x_large + log_m_over_light, ell_small)
     light = jnp.where(dominated, -log_m_over_light, x - ell_small)
     return jnp.where(heavy_is_p, heavy, light), jnp.where(heavy_is_p, light, heavy)

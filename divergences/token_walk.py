@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from divax.divergences.linear_head import LinearLogits, contract
 from divax.divergences.row_form import AbstractRowForm, Part
+from divax.divergences.vocabulary_shard import WHOLE, Shard
 
 
 class Operands(NamedTuple):
@@ -41,6 +42,7 @@ class Plan:
         chunk: tokens at a time.
         vocab_chunk: tokens of the vocabulary at a time, in a form or where a gradient of a head is added up.
         vocab_size: of the function; heads may have more columns.
+        shard: which part of the vocabulary that is, where devices share it.
     """
 
     of_logits: Callable[[Any, tuple[jax.Array, ...], Any], tuple[Any, Any]]
@@ -48,6 +50,7 @@ class Plan:
     chunk: int
     vocab_chunk: int
     vocab_size: int
+    shard: Shard = WHOLE
 
 
 class Walked(NamedTuple):
@@ -214,6 +217,8 @@ def wanted_sides(flags: Any) -> list[bool]:
 
 def _of_chunk(plan: Plan, operands: Operands, index, steps: Steps, cotangents, flags):
     sides, rows, counts, weights = _chunk(operands, index, steps, cotangents)
+    shard, size = plan.shard, plan.shard.vocab_size or plan.vocab_size
+    rows, weights = shard.own_rows((rows, weights))
     params, structure = jax.tree.flatten(operands.params)
     caps = [side.softcap for side in sides]
     wants = (
@@ -221,22 +226,26 @@ def _of_chunk(plan: Plan, operands: Operands, index, steps: Steps, cotangents, f
         wanted_sides(flags),
         [bool(side.softcap) for side in flags[1]],
     )
-    parts = (params, [side.raw() for side in sides], caps)
+    parts = (params, [shard.whole_rows(side.raw()) for side in sides], caps)
 
     def of(moving):
         params, logits, caps = _merged(moving, parts, wants)
         finished = tuple(
-            dataclasses.replace(side, softcap=cap).capped(raw)[:, : plan.vocab_size]
+            dataclasses.replace(side, softcap=cap).capped(raw)[:, :size]
             for side, raw, cap in zip(sides, logits, caps, strict=True)
         )
         return plan.of_logits(jax.tree.unflatten(structure, params), finished, rows)
 
     if cotangents is None or not any(flag for group in wants for flag in group):
-        return *of(_split(parts, wants)), None
+        return *shard.all_rows(of(_split(parts, wants)), counts.size), None
     outputs, pull, extras = jax.vjp(of, _split(parts, wants), has_aux=True)
     by_params, by_logits, by_caps = pull(weights)[0]
     # An infinite value may leave a NaN in a row that does not count.
-    by_logits = [None if z is None else jnp.where(counts[:, None], z, 0) for z in by_logits]
+    by_logits = [
+        None if z is None else jnp.where(counts[:, None], shard.own_columns(z, counts.size), 0)
+        for z in by_logits
+    ]
+    outputs, extras = shard.all_rows((outputs, extras), counts.size)
     return outputs, extras, _Pulled(by_params, by_logits, by_caps, sides)
 
 
@@ -262,11 +271,13 @@ def form_of_chunk(plan: Plan, operands: Operands, index, steps: Steps, cotangent
     sides, rows, counts, weights = _chunk(operands, index, steps, cotangents)
     raws = tuple(side.raw() for side in sides)
     vocabulary = steps_of(plan.vocab_size, plan.vocab_chunk, multiple=128)
-    part_of = functools.partial(_part_of, vocabulary, sides, rows)
-    first = first_reading(form, vocabulary, lambda j: part_of(raws, j))
+    part_of = functools.partial(_part_of, vocabulary, plan.shard, sides, rows)
+    first = plan.shard.merged(
+        form.merge, first_reading(form, vocabulary, lambda j: part_of(raws, j))
+    )
     if cotangents is None or not any(wanted):
         values = added_up(vocabulary, lambda j: form.values(first, part_of(raws, j)))
-        return *form.outputs(first, values, rows), None
+        return *form.outputs(first, plan.shard.summed(values), rows), None
     wants = tuple(wanted)
     part_at = lambda raws, j: (part := part_of(raws, j), form.values(first, part))  # noqa: E731
     slopes, values = form.known_slopes(first, wants), zeros_of(lambda: part_at(raws, 0)[1])
@@ -277,14 +288,17 @@ def form_of_chunk(plan: Plan, operands: Operands, index, steps: Steps, cotangent
             part, some = part_at(raws, j)
             return some, form.slopes(first, part, wants)
 
-        values, slopes = added_up(vocabulary, both)
+        values, slopes = plan.shard.summed(added_up(vocabulary, both))
 
     def pull(j, carry):
         raws, values = carry
         part, some = part_at(raws, j)
         by = form.gradient(first, slopes, weights, part, wants)
         values = jax.tree.map(jnp.add, values, some) if known else values
-        put = functools.partial(_replaced, vocabulary, j, counts)
+        cells = counts[:, None]
+        if plan.shard.padded:
+            cells = cells & (part.columns >= 0)[None, :]
+        put = functools.partial(_replaced, vocabulary, j, cells)
         return tuple(map(put, sides, raws, by)), values
 
     pulled, values = vocabulary.fold(pull, (raws, values))
@@ -293,33 +307,34 @@ def form_of_chunk(plan: Plan, operands: Operands, index, steps: Steps, cotangent
         for raw, want in zip(pulled, wants, strict=True)
     ]
     nothing = [None] * len(jax.tree.leaves(operands.params))
+    values = plan.shard.summed(values) if known else values
     outputs, extras = form.outputs(first, values, rows)
     return outputs, extras, _Pulled(nothing, by_logits, [None] * len(sides), sides)
 
 
-def _part_of(vocabulary: Steps, sides, rows, raws, j) -> Part:
+def _part_of(vocabulary: Steps, shard: Shard, sides, rows, raws, j) -> Part:
     start = vocabulary.start(j)
     logits = [
         side.capped(jax.lax.dynamic_slice_in_dim(raw, start, vocabulary.size, 1))
         for side, raw in zip(sides, raws, strict=True)
     ]
-    return make_part(vocabulary, j, logits, rows)
+    return make_part(vocabulary, shard, j, logits, rows)
 
 
-def make_part(vocabulary: Steps, j, logits: list[jax.Array], rows: Any) -> Part:
-    """The part, without the columns that an earlier one has had."""
-    columns = vocabulary.start(j) + jnp.arange(vocabulary.size, dtype=jnp.int32)
-    if vocabulary.total % vocabulary.size:
-        fresh = vocabulary.fresh(j)
-        columns = jnp.where(fresh, columns, -1)
-        logits = [jnp.where(fresh[None, :], one, -jnp.inf) for one in logits]
+def make_part(vocabulary: Steps, shard: Shard, j: Any, logits: list[jax.Array], rows: Any) -> Part:
+    """The part, without the columns that an earlier one has had, and without padding."""
+    columns = shard.ids(vocabulary.start(j) + jnp.arange(vocabulary.size, dtype=jnp.int32))
+    if vocabulary.total % vocabulary.size or shard.padded:
+        counts = vocabulary.fresh(j) & (columns >= 0)
+        columns = jnp.where(counts, columns, -1)
+        logits = [jnp.where(counts[None, :], one, -jnp.inf) for one in logits]
     return Part(tuple(logits), columns, rows)
 
 
 def _replaced(
     vocabulary: Steps,
     j: Any,
-    counts: jax.Array,
+    cells: jax.Array,
     side: LinearLogits,
     raw: jax.Array,
     by: jax.Array | None,
@@ -329,8 +344,8 @@ def _replaced(
         return raw
     start = vocabulary.start(j)
     before = jax.lax.dynamic_slice_in_dim(raw, start, vocabulary.size, 1)
-    # An infinite value may leave a NaN in a row that does not count.
-    by = side.uncapped(before, jnp.where(counts[:, None], by, 0))
+    # An infinite value may leave a NaN in a cell that does not count.
+    by = side.uncapped(before, jnp.where(cells, by, 0))
     if vocabulary.total % vocabulary.size:
         by = jnp.where(vocabulary.fresh(j)[None, :], by, before)
     return jax.lax.dynamic_update_slice_in_dim(raw, by, start, 1)

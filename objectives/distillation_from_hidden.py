@@ -9,17 +9,22 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from divax.divergences import AbstractFDivergence, ForwardKL, LinearHead, TopKCache
+from divax.divergences import (
+    AbstractFDivergence,
+    ForwardKL,
+    LinearHead,
+    TopKCache,
+    VocabularySharding,
+)
 from divax.divergences.fused_linear import (
     Implementation,
+    chosen_walk,
     common_vocabulary,
-    default_implementation,
     make_plan,
 )
 from divax.divergences.linear_head import LinearLogits, linear_logits
 from divax.divergences.row_form import softened
-from divax.divergences.token_walk import Operands, walk_tokens
-from divax.divergences.vocabulary_walk import walk_vocabulary
+from divax.divergences.token_walk import Operands
 from divax.divergences.walk_gradients import one_shot
 from divax.objectives.arguments import as_labels, as_scalar, is_static, live_weights
 from divax.objectives.cross_entropy import cross_entropy_rows
@@ -55,6 +60,7 @@ def distillation_from_hidden(
     chunk: int | None = None,
     vocab_chunk: int | None = None,
     implementation: Implementation | None = None,
+    sharding: VocabularySharding | None = None,
 ) -> tuple[Weighted, dict[str, Weighted]]:
     r"""`distillation` of `hidden @ head` on both sides, loss, gradients and metrics in one walk over the tokens.
 
@@ -82,6 +88,7 @@ def distillation_from_hidden(
         chunk: tokens at a time; None chooses.
         vocab_chunk: tokens of the vocabulary at a time; None chooses.
         implementation: "reference", "fast", "lean" or None, as in `divergences.fused_linear`.
+        sharding: of the heads over devices, likewise.
 
     Returns:
         The loss, and the metrics of `distillation`.
@@ -117,8 +124,8 @@ def distillation_from_hidden(
         vocab_size,
     )
     live, ids = case.live, case.labels
-    how = implementation or default_implementation(live.size, case.vocab_size, divergence)
-    if how == "reference" or not live.size:
+    walk = chosen_walk(implementation, live.size, case.vocab_size, sharding)
+    if walk is None:
         teacher_logits, student_logits = case.logits()
         return distillation(
             student_logits=student_logits,
@@ -143,7 +150,6 @@ def distillation_from_hidden(
     operands = Operands(params, case.sides, case.rows(), case.counts)
     # A linear reduction is Σ coefficient·row, and its gradient at any rows is the coefficients.
     coefficients = jax.grad(lambda rows: reduction(rows, live).total)(jnp.zeros_like(live))
-    walk = walk_vocabulary if how == "lean" else walk_tokens
     total, _, extras = one_shot(walk, plan, operands, coefficients.reshape(-1))
     metrics = {name: token_mean(row, live.reshape(-1)) for name, row in extras.items()}
     return Weighted(total=total, count=reduction(jnp.zeros_like(live), live).count), metrics
