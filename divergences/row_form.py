@@ -12,10 +12,10 @@ import jax.numpy as jnp
 
 from divax.divergences.algebra import FMixture
 from divax.divergences.base import divergence
-from divax.divergences.f_divergence import AbstractFDivergence, _edge, _finite
+from divax.divergences.f_divergence import AbstractFDivergence, _edge, sided_slopes
 from divax.divergences.jeffreys import Jeffreys
 from divax.divergences.kl import ForwardKL, ReverseKL
-from divax.divergences.logit_gradient import SlopeSums, bounded, centred, slope_sums
+from divax.divergences.logit_gradient import SlopeSums, centred, slope_sums
 from divax.divergences.numerics import Scalar
 from divax.divergences.rows import Rows, split_centred
 
@@ -232,15 +232,8 @@ class DivergenceForm(AbstractRowForm):
         return values.inner + below + beyond, None
 
     def _sloped(self, rows: Rows, wanted: tuple[bool, ...]):
-        """(slope, probability, likeliest) of each side that is wanted."""
-        sides: list[Any] = [None, None]
-        if wanted[0]:
-            beyond = 0 if self.full else _finite(self.div.slope_at_infinity) * rows.p_only
-            sides[0] = bounded(self.div.target_slope(rows.common)) + beyond, rows.p, rows.p_top
-        if wanted[1]:
-            below = 0 if self.full else _finite(self.div.f_at_zero) * rows.q_only
-            sides[1] = bounded(self.div.model_slope(rows.common)) + below, rows.q, rows.q_top
-        return sides
+        """(slope, probability) of each side that is wanted."""
+        return sided_slopes(self.div, wanted, rows, self.full)
 
     def slopes(self, first: FirstReading, part: Part, wanted: tuple[bool, ...]) -> Any:
         """`SlopeSums` of each side that is wanted."""
@@ -256,9 +249,7 @@ class DivergenceForm(AbstractRowForm):
         offset = (first.target.top - first.model.top) + jnp.subtract(*log_totals)
         reverse = 0 if first.gap is None else offset - first.gap
         total = self._gap_weight * reverse + jnp.zeros_like(offset)
-        zero = jnp.zeros_like(total)[:, None]
-        # No likeliest atom is counted: without sums of the rest there is no use for it.
-        return None, SlopeSums(rest_slope=total[:, None], rest=zero, top_slope=zero, tops=zero)
+        return None, SlopeSums(total=total[:, None])
 
     def gradient(
         self,
