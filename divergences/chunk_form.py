@@ -97,11 +97,21 @@ class ChunkForm:
         terms = list(zip(side.inputs, columns.weights, side.tied, strict=True))
         wides = [by.astype(jnp.promote_types(x.dtype, w.dtype)) for x, w, _ in terms]
         inputs = tuple(
-            _add(total, self.chunk.start, 0, lambda t, w=w, wide=wide, tied=tied: contract(wide, w, 1, 0 if tied else 1, t))
+            _add(
+                total,
+                self.chunk.start,
+                0,
+                lambda t, w=w, wide=wide, tied=tied: contract(wide, w, 1, 0 if tied else 1, t),
+            )
             for total, (_, w, tied), wide in zip(sums.inputs, terms, wides, strict=True)
         )
         weights = tuple(
-            _add(total, start, 0 if tied else 1, lambda t, x=x, wide=wide, tied=tied: _outer(x, wide, tied, t))
+            _add(
+                total,
+                start,
+                0 if tied else 1,
+                lambda t, x=x, wide=wide, tied=tied: _outer(x, wide, tied, t),
+            )
             for total, (x, _, tied), wide in zip(sums.weights, terms, wides, strict=True)
         )
         bias = _add(sums.bias, start, 0, lambda t: jnp.sum(by, 0).astype(t))

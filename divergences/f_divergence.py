@@ -62,7 +62,7 @@ class AbstractFDivergence(AbstractDivergence):
     smooth: ClassVar[bool] = True
     """f is twice differentiable; T² is then the right factor for a temperature."""
     slopes_cancel: ClassVar[tuple[bool, bool]] = (False, False)
-    """The target's slopes, and the model's, are ±(p − q): they add up to 0, and their gradient needs no care at p or q ≈ 1."""
+    """The target's slopes, and the model's, are ±(p − q): they add up to 0, and their gradient is exact also at p ≈ 1."""
 
     @abc.abstractmethod
     def summand(self, pair: Pair) -> jax.Array:
@@ -263,7 +263,9 @@ def sided_gradients(div, wanted, rows, full) -> list[jax.Array | None]:
     sides = sided_slopes(div, wanted, rows, full)
     return [
         None if side is None else centred(*side, slope_sums(*side, cancel=cancel, most=most))
-        for side, cancel, most in zip(sides, div.slopes_cancel, rows.most or (None, None), strict=True)
+        for side, cancel, most in zip(
+            sides, div.slopes_cancel, rows.most or (None, None), strict=True
+        )
     ]
 
 

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-
-# An atom this likely is alone in being so, and slope − probability·Σ slope cancels there; below, it loses less than two bits.
+# An atom this likely is alone in being so, and slope − probability·Σ slope cancels there; below, that loses under two bits.
 _DOMINANT = 0.6
 
 
@@ -59,9 +58,7 @@ def _rests(slope: jax.Array, probability: jax.Array) -> tuple[jax.Array, jax.Arr
     )  # type: ignore[return-value]
 
 
-def centred(
-    slope: jax.Array, probability: jax.Array, sums: SlopeSums | None = None
-) -> jax.Array:
+def centred(slope: jax.Array, probability: jax.Array, sums: SlopeSums | None = None) -> jax.Array:
     """∂D/∂logits = slope − probability·Σ slope, the softmax Jacobian in closed form.
 
     At an atom of probability near one, slope − probability·Σ slope cancels: with rest sums R over the other atoms it is
