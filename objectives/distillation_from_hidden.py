@@ -17,6 +17,7 @@ from divax.divergences.fused_linear import (
     make_plan,
 )
 from divax.divergences.linear_head import LinearLogits, linear_logits
+from divax.divergences.most_likely import most_likely
 from divax.divergences.row_form import softened
 from divax.divergences.token_walk import Operands, walk_tokens
 from divax.divergences.vocabulary_walk import walk_vocabulary
@@ -214,7 +215,7 @@ def _rows(
         "distill": distill,
         "teacher_entropy": row_entropy(target),
         "student_entropy": row_entropy(model),
-        "agreement": (jnp.argmax(target, -1) == jnp.argmax(model, -1)).astype(distill.dtype),
+        "agreement": (most_likely(target) == most_likely(model)).astype(distill.dtype),
     }
     if labels is not None:
         extras["cross_entropy"] = hard = cross_entropy_rows(logits[-1], labels)
