@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from divax.divergences.linear_head import LinearLogits, contract
 from divax.divergences.row_form import AbstractRowForm, Part
 from divax.divergences.steps import Steps, added_up, put_in_place, zeros_of
+from divax.divergences.vocabulary_shard import Shard
 
 
 class Chunk(NamedTuple):
@@ -35,17 +36,25 @@ class Chunk(NamedTuple):
 class ChunkForm:
     """The form, the chunk's logits, and the parts of the vocabulary they are read in; lives while a walk is traced."""
 
-    def __init__(self, form: AbstractRowForm, vocabulary: Steps, chunk: Chunk, wanted: list[bool]):
+    def __init__(
+        self,
+        form: AbstractRowForm,
+        vocabulary: Steps,
+        shard: Shard,
+        chunk: Chunk,
+        wanted: list[bool],
+    ):
         self.form, self.vocabulary, self.chunk, self.wanted = form, vocabulary, chunk, tuple(wanted)
-        self.raws = tuple(side.raw() for side in chunk.sides)
-        self.first = first_reading(form, vocabulary, lambda j: self.part(j)[0])
+        self.shard, self.raws = shard, tuple(side.raw() for side in chunk.sides)
+        first = first_reading(form, vocabulary, lambda j: self.part(j)[0])
+        self.first = shard.merged(form.merge, first)
 
     def part(self, j: Any) -> tuple[Part, list[jax.Array]]:
         """The part, and its logits before the cap."""
         start, size = self.vocabulary.start(j), self.vocabulary.size
         raws = [jax.lax.dynamic_slice_in_dim(raw, start, size, 1) for raw in self.raws]
         capped = [side.capped(raw) for side, raw in zip(self.chunk.sides, raws, strict=True)]
-        return make_part(self.vocabulary, j, capped, self.chunk.rows), raws
+        return make_part(self.vocabulary, self.shard, j, capped, self.chunk.rows), raws
 
     def outputs(self, values: Any) -> tuple[Any, Any]:
         """The outputs and extras."""
@@ -54,28 +63,28 @@ class ChunkForm:
     def evaluated(self) -> tuple[Any, Any]:
         """The same, of one more reading."""
         values = lambda j: self.form.values(self.first, self.part(j)[0])  # noqa: E731
-        return self.outputs(added_up(self.vocabulary, values))
+        return self.outputs(self.shard.summed(added_up(self.vocabulary, values)))
 
     def differentiated(self, sums: tuple[LinearLogits, ...]) -> tuple[Any, Any, tuple]:
         """The same and the sides' gradients added to their sums, None where nobody asked."""
         form, first, wants = self.form, self.first, self.wanted
-        slopes, values = form.known_slopes(first, wants), None
-        if slopes is None:
+        slopes = form.known_slopes(first, wants)
+        on_the_way = slopes is not None
+        if on_the_way:
+            values = zeros_of(lambda: form.values(first, self.part(0)[0]))
+        else:
 
             def both(j):
                 part = self.part(j)[0]
                 return form.values(first, part), form.slopes(first, part, wants)
 
-            values, slopes = added_up(self.vocabulary, both)
-        known = values is not None
-        if not known:
-            values = zeros_of(lambda: form.values(first, self.part(0)[0]))
+            values, slopes = self.shard.summed(added_up(self.vocabulary, both))
 
         def pull(j, carry):
             values, sums = carry
             part, raws = self.part(j)
             by = form.gradient(first, slopes, self.chunk.weights, part, wants)
-            if not known:
+            if on_the_way:
                 values = jax.tree.map(jnp.add, values, form.values(first, part))
             return values, tuple(
                 self._multiplied(j, part, *one)
@@ -83,7 +92,7 @@ class ChunkForm:
             )
 
         values, sums = self.vocabulary.fold(pull, (values, sums))
-        return *self.outputs(values), sums
+        return *self.outputs(self.shard.summed(values) if on_the_way else values), sums
 
     def _multiplied(self, j, part: Part, side: LinearLogits, raw, by, sums: LinearLogits):
         """The sums of a side with the products of the part's gradient by its capped logits."""
@@ -133,13 +142,13 @@ def _add(total: jax.Array | None, start: Any, axis: int, product: Callable[[Any]
     return put_in_place(total, before + new, start, axis)
 
 
-def make_part(vocabulary: Steps, j, logits: list[jax.Array], rows: Any) -> Part:
-    """The part, without the columns that an earlier one has had."""
-    columns = vocabulary.start(j) + jnp.arange(vocabulary.size, dtype=jnp.int32)
-    if vocabulary.total % vocabulary.size:
-        fresh = vocabulary.fresh(j)
-        columns = jnp.where(fresh, columns, -1)
-        logits = [jnp.where(fresh[None, :], one, -jnp.inf) for one in logits]
+def make_part(vocabulary: Steps, shard: Shard, j: Any, logits: list[jax.Array], rows: Any) -> Part:
+    """The part, without the columns that an earlier one has had, and without padding."""
+    columns = shard.ids(vocabulary.start(j) + jnp.arange(vocabulary.size, dtype=jnp.int32))
+    if vocabulary.total % vocabulary.size or shard.padded:
+        counts = vocabulary.fresh(j) & (columns >= 0)
+        columns = jnp.where(counts, columns, -1)
+        logits = [jnp.where(counts[None, :], one, -jnp.inf) for one in logits]
     return Part(tuple(logits), columns, rows)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import functools
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ from jax.typing import ArrayLike
 
 from divax.divergences.base import AbstractDivergence, InfiniteAt
 from divax.divergences.logit_gradient import bounded, centred, instantiate, is_zero, slope_sums
-from divax.divergences.row_blocks import by_blocks
+from divax.divergences.row_blocks import by_blocks, by_machine
 from divax.divergences.rows import Pair, Rows, pair_at, split_rows
 
 
@@ -217,27 +218,36 @@ def _value_of(div: AbstractFDivergence, rows: Rows, full: bool) -> jax.Array:
 
 @jax.custom_jvp
 def _rows(div: AbstractFDivergence, target: jax.Array, model: jax.Array) -> jax.Array:
-    return by_blocks(functools.partial(_value, div), div, target, model)
+    from divax.divergences.row_reduce import reduced_value
+
+    here = functools.partial(by_blocks, functools.partial(_value, div), div)
+    return by_machine(here, functools.partial(reduced_value, div), div, target, model)
 
 
 @functools.partial(_rows.defjvp, symbolic_zeros=True)
 def _rows_jvp(primals, tangents):
     div, target, model = primals
     moving = tuple(not isinstance(dot, SymbolicZero) for dot in tangents[1:])
-    both = functools.partial(_value_and_gradients, div, moving)
-    value, gradients = by_blocks(both, div, target, model)
-    tangent = jnp.zeros_like(value)
-    for gradient, dot in zip(gradients, tangents[1:], strict=True):
-        if gradient is not None:
-            tangent += jnp.sum(gradient * dot, -1)
+    dots = [dot for dot, moves in zip(tangents[1:], moving, strict=True) if moves]
+
+    def here(target, model, *dots):
+        both = functools.partial(_value_and_gradients, div, moving)
+        value, gradients = by_blocks(both, div, target, model)
+        gradients = [gradient for gradient in gradients if gradient is not None]
+        terms = [jnp.sum(g * dot, -1) for g, dot in zip(gradients, dots, strict=True)]
+        return value, sum(terms, start=jnp.zeros_like(value))
+
     if not all(
         isinstance(dot, SymbolicZero) for dot in jax.tree.leaves(tangents[0], is_leaf=is_zero)
     ):
         div_dot = jax.tree.map(instantiate, tangents[0], is_leaf=is_zero)
-        tangent += by_blocks(
-            functools.partial(_parameter_tangent, div, div_dot), div, target, model
-        )
-    return value, tangent
+        value, tangent = here(target, model, *dots)
+        by_parameters = functools.partial(_parameter_tangent, div, div_dot)
+        return value, tangent + by_blocks(by_parameters, div, target, model)
+    from divax.divergences.row_reduce import reduced_tangent
+
+    elsewhere = functools.partial(reduced_tangent, moving, div)
+    return by_machine(here, elsewhere, div, target, model, *dots)
 
 
 def _value_and_gradients(div, moving, target, model, *, full):
@@ -246,7 +256,7 @@ def _value_and_gradients(div, moving, target, model, *, full):
     return _value_of(div, rows, full), sided_gradients(div, moving, rows, full)
 
 
-def sided_slopes(div: AbstractFDivergence, wanted: tuple[bool, ...], rows: Rows, full: bool):
+def sided_slopes(div: AbstractFDivergence, wanted: Sequence[Any], rows: Rows, full: bool) -> list:
     """(slope, probability) of each side that is wanted, None of others."""
     sides: list[Any] = [None, None]
     if wanted[0]:

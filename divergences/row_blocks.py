@@ -41,7 +41,7 @@ def by_blocks(fun: Callable[..., Any], div: Any, *arrays: jax.Array) -> Any:
         True
     """
     rows = block_rows(arrays[0].shape)
-    if rows is None or any(jnp.ndim(leaf) > 1 for leaf in jax.tree.leaves(div)):
+    if rows is None or _has_matrices(div):
         return fun(*arrays, full=False)
     at_once = functools.partial(fun, full=False)
 
@@ -60,6 +60,36 @@ def by_blocks(fun: Callable[..., Any], div: Any, *arrays: jax.Array) -> Any:
         return walk
 
     return jax.lax.platform_dependent(*arrays, cpu=in_blocks, default=at_once)
+
+
+def by_machine(
+    here: Callable[..., Any], elsewhere: Callable[..., Any], div: Any, *arrays: jax.Array
+) -> Any:
+    """here(*arrays) on a CPU and for small arrays, elsewhere(*arrays) on a GPU or TPU; the same function in two ways.
+
+    Which one is decided where the program is compiled, not by the machine that traces it.
+
+    Args:
+        here: of arrays `[..., V]`.
+        elsewhere: of the same to the same.
+        div: what they are made of; one with matrices, which may belong to rows, is left to the first.
+        arrays: of one shape.
+
+    Returns:
+        What both return.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> by_machine(lambda x: x + 1, lambda x: 1 + x, None, jnp.zeros(2)).tolist()
+        [1.0, 1.0]
+    """
+    if arrays[0].size < _SMALL or _has_matrices(div):
+        return here(*arrays)
+    return jax.lax.platform_dependent(*arrays, cpu=here, default=elsewhere)
+
+
+def _has_matrices(div: Any) -> bool:
+    return any(jnp.ndim(leaf) > 1 for leaf in jax.tree.leaves(div))
 
 
 def finite(target: jax.Array, model: jax.Array) -> jax.Array:

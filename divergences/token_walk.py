@@ -13,6 +13,7 @@ from divax.divergences.chunk_form import Chunk, ChunkForm
 from divax.divergences.linear_head import LinearLogits, contract
 from divax.divergences.row_form import AbstractRowForm
 from divax.divergences.steps import Steps, steps_of
+from divax.divergences.vocabulary_shard import WHOLE, Shard
 
 
 class Operands(NamedTuple):
@@ -42,6 +43,7 @@ class Plan:
         chunk: tokens at a time.
         vocab_chunk: tokens of the vocabulary at a time, in a form or where a gradient of a head is added up.
         vocab_size: of the function; heads may have more columns.
+        shard: which part of the vocabulary that is, where devices share it.
     """
 
     of_logits: Callable[[Any, tuple[jax.Array, ...], Any], tuple[Any, Any]]
@@ -49,6 +51,7 @@ class Plan:
     chunk: int
     vocab_chunk: int
     vocab_size: int
+    shard: Shard = WHOLE
 
 
 class Walked(NamedTuple):
@@ -166,8 +169,9 @@ def _form_of_chunk(plan: Plan, operands: Operands, chunk: Chunk, flags: Any, sum
     """Outputs, extras and the sums with what a form adds to them."""
     assert plan.form is not None
     vocabulary = steps_of(plan.vocab_size, plan.vocab_chunk, multiple=128)
-    form = ChunkForm(plan.form(operands.params), vocabulary, chunk, wanted_sides(flags))
-    if chunk.weights is None or not any(form.wanted):
+    wanted = wanted_sides(flags)
+    form = ChunkForm(plan.form(operands.params), vocabulary, plan.shard, chunk, wanted)
+    if chunk.weights is None or not any(wanted):
         return *form.evaluated(), sums
     outputs, extras, by_sides = form.differentiated(sums[1])
     return outputs, extras, (sums[0], by_sides)
@@ -176,6 +180,8 @@ def _form_of_chunk(plan: Plan, operands: Operands, chunk: Chunk, flags: Any, sum
 def _of_chunk(plan: Plan, operands: Operands, chunk: Chunk, flags: Any):
     """Outputs, extras and gradients of any function, from all of the chunk's logits at once."""
     _, sides, rows, counts, weights = chunk
+    shard, size = plan.shard, plan.shard.vocab_size or plan.vocab_size
+    rows, weights = shard.own_rows((rows, weights))
     params, structure = jax.tree.flatten(operands.params)
     caps = [side.softcap for side in sides]
     wants = (
@@ -183,22 +189,26 @@ def _of_chunk(plan: Plan, operands: Operands, chunk: Chunk, flags: Any):
         wanted_sides(flags),
         [bool(side.softcap) for side in flags[1]],
     )
-    parts = (params, [side.raw() for side in sides], caps)
+    parts = (params, [shard.whole_rows(side.raw()) for side in sides], caps)
 
     def of(moving):
         params, logits, caps = _merged(moving, parts, wants)
         finished = tuple(
-            dataclasses.replace(side, softcap=cap).capped(raw)[:, : plan.vocab_size]
+            dataclasses.replace(side, softcap=cap).capped(raw)[:, :size]
             for side, raw, cap in zip(sides, logits, caps, strict=True)
         )
         return plan.of_logits(jax.tree.unflatten(structure, params), finished, rows)
 
     if weights is None or not any(flag for group in wants for flag in group):
-        return *of(_split(parts, wants)), None
+        return *shard.all_rows(of(_split(parts, wants)), counts.size), None
     outputs, pull, extras = jax.vjp(of, _split(parts, wants), has_aux=True)
     by_params, by_logits, by_caps = pull(weights)[0]
     # An infinite value may leave a NaN in a row that does not count.
-    by_logits = [None if z is None else jnp.where(counts[:, None], z, 0) for z in by_logits]
+    by_logits = [
+        None if z is None else jnp.where(counts[:, None], shard.own_columns(z, counts.size), 0)
+        for z in by_logits
+    ]
+    outputs, extras = shard.all_rows((outputs, extras), counts.size)
     return outputs, extras, _Pulled(by_params, by_logits, by_caps, sides)
 
 

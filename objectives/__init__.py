@@ -8,7 +8,7 @@ to both value and gradient, whatever it holds.
 | objective | loss per row |
 |---|---|
 | `distillation` | `w T² D(softmax(t/T), softmax(s/T)) + (1 - w) CE(s, y)`, any divergence `D` |
-| `distillation_from_hidden` | the same from two models' hidden states and heads, the logits in chunks |
+| `distillation_from_hidden` | the same from two models' hidden states and heads (`HiddenLogits`), the logits in chunks |
 | `cross_entropy` | `-log softmax(s)_y` |
 | `preference` | of a pair: `loss(beta (score(s_w) - score(s_l)))`, any admissible divergence |
 
@@ -192,6 +192,7 @@ from divax.objectives.enumeration import enumerate_task as enumerate_task
 from divax.objectives.expanded_vocabulary import NewTokens as NewTokens
 from divax.objectives.expanded_vocabulary import expanded_teacher as expanded_teacher
 from divax.objectives.expanded_vocabulary import new_tokens as new_tokens
+from divax.objectives.hidden_logits import HiddenLogits as HiddenLogits
 from divax.objectives.label_log_probs import LabelStatistics as LabelStatistics
 from divax.objectives.label_log_probs import label_log_probs as label_log_probs
 from divax.objectives.label_log_probs import label_statistics as label_statistics

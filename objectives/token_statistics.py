@@ -8,17 +8,16 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from divax.divergences import AbstractFDivergence, LinearHead
+from divax.divergences import AbstractFDivergence, LinearHead, VocabularySharding
 from divax.divergences.fused_linear import (
     Implementation,
+    chosen_walk,
     common_vocabulary,
-    default_implementation,
     dense_outputs,
     make_plan,
 )
 from divax.divergences.linear_head import linear_logits
-from divax.divergences.token_walk import Operands, Plan, walk_tokens
-from divax.divergences.vocabulary_walk import walk_vocabulary
+from divax.divergences.token_walk import Operands, Plan
 from divax.divergences.walk_gradients import Walk, one_shot, two_phase
 from divax.objectives.arguments import as_labels, as_scalar, is_static, live_weights
 from divax.objectives.reduction import Reduction, token_mean
@@ -42,6 +41,7 @@ def token_statistics(
     chunk: int | None = None,
     vocab_chunk: int | None = None,
     implementation: Implementation | None = None,
+    sharding: VocabularySharding | None = None,
 ) -> TokenStatistics:
     r"""Per token, the label's log-prob, the entropy, and a divergence from a reference, to be used in any way.
 
@@ -62,6 +62,7 @@ def token_statistics(
         chunk: tokens at a time; None chooses.
         vocab_chunk: tokens of the vocabulary at a time; None chooses.
         implementation: as in `divergences.fused_linear_rows`.
+        sharding: of the heads over devices, likewise.
 
     Returns:
         `TokenStatistics` of `[...]`.
@@ -78,7 +79,7 @@ def token_statistics(
         ((2, 3), 1.6094)
     """
     sides = (hidden, head), (reference_hidden, reference_head)
-    options = (vocab_size, chunk, vocab_chunk, implementation)
+    options = (vocab_size, chunk, vocab_chunk, implementation, sharding)
     plan, operands, walk = _problem(sides, labels, None, divergence, temperature, None, options)
     rows = dense_outputs(plan, operands) if walk is None else two_phase(walk, plan, operands)
     shape = jnp.shape(labels)
@@ -102,6 +103,7 @@ def token_loss(
     chunk: int | None = None,
     vocab_chunk: int | None = None,
     implementation: Implementation | None = None,
+    sharding: VocabularySharding | None = None,
 ) -> Weighted:
     r"""A loss of every token's own statistics, reduced, its gradients formed in one walk over the tokens.
 
@@ -126,6 +128,7 @@ def token_loss(
         chunk: likewise.
         vocab_chunk: likewise.
         implementation: as in `divergences.fused_linear`.
+        sharding: likewise.
 
     Returns:
         The loss.
@@ -149,7 +152,7 @@ def token_loss(
     # What holds for the states holds for these: a row that does not count may hold NaN.
     flat = jax.tree.map(lambda x: _silenced(x, live.reshape(-1) != 0), flat)
     sides = (hidden, head), (reference_hidden, reference_head)
-    options = (vocab_size, chunk, vocab_chunk, implementation)
+    options = (vocab_size, chunk, vocab_chunk, implementation, sharding)
     labels = jnp.where(live != 0, ids, -1)
     plan, operands, walk = _problem(sides, labels, flat, divergence, temperature, loss, options)
     count = reduction(jnp.zeros_like(live), live).count
@@ -171,10 +174,10 @@ def _problem(
     divergence: Any,
     temperature: ArrayLike,
     loss: TokenLoss | None,
-    options: tuple[int | None, int | None, int | None, Implementation | None],
+    options: tuple[Any, ...],
 ) -> tuple[Plan, Operands, Walk | None]:
     (hidden, head), (reference_hidden, reference_head) = sides
-    vocab_size, chunk, vocab_chunk, implementation = options
+    vocab_size, chunk, vocab_chunk, implementation, sharding = options
     hidden, ids = jnp.asarray(hidden), as_labels(labels)
     if ids.shape != hidden.shape[:-1]:
         raise ValueError(f"labels must be {hidden.shape[:-1]}, one per state, got {ids.shape}")
@@ -201,10 +204,7 @@ def _problem(
     form = functools.partial(_form, loss, full) if known else None
     plan = make_plan(functools.partial(_outputs, loss), form, size, chunk, vocab_chunk)
     operands = Operands(params, models, (flat, per_token), live)
-    how = implementation or default_implementation(flat.size, size, divergence)
-    if how == "reference" or not flat.size:
-        return plan, operands, None
-    return plan, operands, walk_vocabulary if how == "lean" else walk_tokens
+    return plan, operands, chosen_walk(implementation, flat.size, size, sharding)
 
 
 def _form(loss: TokenLoss | None, full: bool, params: Any) -> TokenForm:

@@ -5,10 +5,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from divax.divergences import LinearHead
+from divax.divergences.fused_linear import Implementation
+from divax.objectives import token_statistics
 from divax.objectives.label_log_probs import label_log_probs
 from divax.trainers.batch import Batch
-from divax.trainers.model import Model, hidden_states, predict
+from divax.trainers.implementation import implementation_for
+from divax.trainers.model import Model, hidden_logits, predict
+from divax.trainers.sharding import rows_over_devices
 from divax.trainers.truncation import sampler_logits
 
 
@@ -58,19 +64,108 @@ class TokenStreams(NamedTuple):
         log_probs: of each token, 0 where none was drawn.
         entropies: of the distribution that it was drawn from; `None` where not asked for.
         logits: `[B, T, V]` of that distribution; `None` where not asked for.
+        divergences: of a reference from that distribution; `None` where not asked for, or where there
+            are logits to take it of.
 
     Example:
         >>> TokenStreams._fields
-        ('log_probs', 'entropies', 'logits')
+        ('log_probs', 'entropies', 'logits', 'divergences')
     """
 
     log_probs: jax.Array
     entropies: jax.Array | None = None
     logits: jax.Array | None = None
+    divergences: jax.Array | None = None
+
+
+class Against(NamedTuple):
+    """A reference, and how far it is from a policy.
+
+    Attributes:
+        params: the reference's.
+        divergence: D(reference, policy).
+
+    Example:
+        >>> Against._fields
+        ('params', 'divergence')
+    """
+
+    params: Any
+    divergence: Any
+
+
+def hidden_streams(
+    model: Model,
+    params: Any,
+    batch: Batch,
+    settings: SamplingSettings,
+    *,
+    against: Against | None = None,
+    mesh: Mesh | None = None,
+    implementation: Implementation | None = None,
+) -> TokenStreams | None:
+    """Log-probs, entropies and divergences of an untruncated sampler, without all logits at once.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        batch: the samples; the mask counts what was drawn.
+        settings: the sampler's.
+        against: a reference of the same model; `None` leaves the divergences out.
+        mesh: over whose devices the rows are split; see `divax.trainers.sharding`.
+        implementation: as in `objectives.token_statistics`; `None` chooses by the logits of a device.
+
+    Returns:
+        The streams; `None` where all logits are to be computed: few, truncated, or of a model that does
+        not expose `hidden` and `head`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> table = Model(
+        ...     init=lambda key: 0, apply=lambda params, tokens: params[tokens] @ params,
+        ...     hidden=lambda params, tokens: params[tokens], head=lambda params: params,
+        ... )
+        >>> batch = Batch(tokens=jnp.array([[0, 1, 2]]), mask=jnp.array([[0, 1, 1]]))
+        >>> streams = hidden_streams(
+        ...     table, jnp.zeros((4, 4)), batch, SamplingSettings(2), implementation="fast"
+        ... )
+        >>> [round(float(x), 4) for x in streams.log_probs[0]]
+        [0.0, -1.3863, -1.3863]
+    """
+    made = None if settings.truncates else hidden_logits(model, params, batch)
+    if made is None or (how := implementation_for(made, mesh, implementation)) == "reference":
+        return None
+    held = None if against is None else hidden_logits(model, against.params, batch)
+    rows = made.hidden, None if held is None else held.hidden, _labels(batch)
+    divergence = None if against is None else against.divergence
+    whole = made.head, None if held is None else held.head, divergence
+
+    def statistics(rows, whole):
+        return token_statistics(
+            hidden=rows[0],
+            head=whole[0],
+            labels=rows[2],
+            reference_hidden=rows[1],
+            reference_head=whole[1],
+            divergence=whole[2],
+            temperature=settings.temperature,
+            implementation=how,
+        )
+
+    found = rows_over_devices(statistics, mesh, rows, whole)
+    between = None if found.divergences is None else _own_places(found.divergences)
+    own = _own_places(found.log_probs), _own_places(found.entropies)
+    return TokenStreams(*own, divergences=between)
 
 
 def sampled_log_probs(
-    model: Model, params: Any, batch: Batch, settings: SamplingSettings
+    model: Model,
+    params: Any,
+    batch: Batch,
+    settings: SamplingSettings,
+    *,
+    mesh: Mesh | None = None,
+    implementation: Implementation | None = None,
 ) -> TokenStreams:
     """Log-probs alone, of an untruncated sampler: logits exist for a chunk of positions at a time.
 
@@ -79,6 +174,8 @@ def sampled_log_probs(
         params: its parameters.
         batch: the samples; the mask counts what was drawn.
         settings: the sampler's.
+        mesh: as in `hidden_streams`.
+        implementation: likewise; "reference" is by `jax.checkpoint`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -88,14 +185,23 @@ def sampled_log_probs(
         >>> [round(float(x), 4) for x in streams.log_probs[0]]
         [0.0, -1.3863, -1.3863]
     """
-    if model.hidden is None or model.head is None or settings.truncates:
+    fused = hidden_streams(model, params, batch, settings, mesh=mesh, implementation=implementation)
+    if fused is not None:
+        return TokenStreams(fused.log_probs)
+    made = None if settings.truncates else hidden_logits(model, params, batch)
+    if made is None:
         return full_streams(model, params, batch, settings)._replace(entropies=None, logits=None)
-    head = model.head(params)
-    logps = label_log_probs(
-        hidden=hidden_states(model, params, batch),
-        head=head / jnp.asarray(settings.temperature, head.dtype),
-        labels=_labels(batch),
-    )
+    if isinstance(made.head, LinearHead):
+        logps = token_statistics(
+            hidden=made.hidden,
+            head=made.head,
+            labels=_labels(batch),
+            temperature=settings.temperature,
+            implementation="reference",
+        ).log_probs
+    else:
+        head = made.head / jnp.asarray(settings.temperature, made.head.dtype)
+        logps = label_log_probs(hidden=made.hidden, head=head, labels=_labels(batch))
     return TokenStreams(_own_places(logps))
 
 

@@ -1,0 +1,157 @@
+"""f-divergences of given logits in the fewest readings, for machines on which reading them is what takes the time.
+
+A GPU or TPU computes a hundred times faster than it reads logits of a large vocabulary, and XLA reads them again for every
+reduction that needs another's result: for a maximum, for a sum of exponentials, for each mean. Here one reduction gives
+all of them (`_first`): logits merge in pairs, like a log-sum-exp, whatever the order. Then
+
+- the two Kullback–Leibler divergences, Jeffreys and their sums have their value and the constant of their gradient from that
+  one reading. With it a gradient takes a second one, and writes the result: five passes over an array of the logits' size.
+- every other f-divergence takes one more reading, for the sums of its values and slopes together: seven.
+
+No array of the logits' size is kept in between. That is also all that a hand-written kernel could save, short of one that
+holds a row of both models on the chip (three passes): there is none.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from divax.divergences.f_divergence import AbstractFDivergence, _edge, _finite, sided_slopes
+from divax.divergences.kl_reading import from_one_reading, kl_weights
+from divax.divergences.logit_gradient import centred, slope_sums
+from divax.divergences.logit_reading import (
+    Reading,
+    Scalars,
+    Side,
+    alone_flag,
+    are_alone,
+    finite_top,
+    reduced,
+    undivided,
+)
+from divax.divergences.rows import Rows, split_centred, split_rows
+
+
+def reduced_value(div: AbstractFDivergence, target: jax.Array, model: jax.Array) -> jax.Array:
+    """D of each row, `[..., V]` to `[...]`, from one reading or two."""
+    return _scalars((False, False), div, target, model).value
+
+
+def reduced_tangent(
+    moving: Sequence[bool],
+    div: AbstractFDivergence,
+    target: jax.Array,
+    model: jax.Array,
+    *dots: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """D of each row and its derivative along the dots of the logits that move.
+
+    The value of the KLs has a relative error ε·(1 + (m − c)²/D), ε the precision's, m the mean log-ratio of the logits and c
+    that of a few tokens. A row with a +inf logit has gradient 0 by that side.
+    """
+    scalars = _scalars(tuple(moving), div, target, model)
+    # Computed again in a backward pass: what is kept is the logits, which are there anyway, and the scalars.
+    tangent = jax.checkpoint(_tangent, prevent_cse=False)
+    return scalars.value, tangent(div, scalars, target, model, dots)
+
+
+def _tangent(div, scalars: Scalars, target: jax.Array, model: jax.Array, dots: Sequence[jax.Array]):
+    """Σ gradient·dot over the sides that have slopes."""
+    # Behind a barrier nothing equals what an earlier reading computed: XLA would write that down to save its repetition.
+    tops, totals, slopes = jax.lax.optimization_barrier(
+        (scalars.tops, scalars.totals, scalars.slopes)
+    )
+    rows, dots = _rows_at(tops, totals, target, model), list(dots)
+    tangent = jnp.zeros(target.shape[:-1], target.dtype)
+    sides = zip(_sloped(div, rows, slopes), slopes, tops, strict=True)
+    for side, sums, top in sides:
+        if side is not None:
+            gradient = jnp.where(top[..., None] == jnp.inf, 0, centred(*side, sums))
+            tangent += jnp.sum(gradient * dots.pop(0), -1)
+    return tangent
+
+
+def _rows_at(tops, totals, target: jax.Array, model: jax.Array) -> Rows:
+    """`split_rows` with what it needs of whole rows known."""
+    legal = ((tops[0] != -jnp.inf) & (tops[1] != -jnp.inf))[..., None]
+    return split_centred(*map(_placed, (target, model), tops, totals), legal)
+
+
+def _placed(logits: jax.Array, top: jax.Array, total: jax.Array):
+    """Logits minus their maximum, log of the sum of exponentials of that, and which are possible, as `split_rows` has them."""
+    top, total, deepest = top[..., None], total[..., None], _deepest(logits)
+    # Where the top is +inf, nothing below it is possible.
+    least = jnp.where(top == jnp.inf, jnp.inf, -jnp.inf).astype(logits.dtype)
+    possible = (logits != -jnp.inf) & ~(logits < least)
+    placed = jnp.where(possible, jnp.clip(logits - finite_top(top), -deepest, 0), 0)
+    return placed, jnp.log(jnp.where(total > 0, total, 1)), possible
+
+
+def _deepest(logits: jax.Array) -> float:
+    return 1e150 if logits.dtype == jnp.float64 else 1e15
+
+
+def _sloped(div: AbstractFDivergence, rows: Rows, wanted: Sequence[Any]) -> list:
+    """(slope, probability) of each side that is wanted (neither None nor False)."""
+    return sided_slopes(div, wanted, rows, False)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _scalars(wanted: tuple[bool, ...], div: Any, target: jax.Array, model: jax.Array) -> Scalars:
+    """With slopes of the wanted sides."""
+    weights = kl_weights(div)
+    if weights is None:
+        return _from_two(wanted, div, target, model)
+    return from_one_reading(wanted, div, weights, target, model)
+
+
+@_scalars.defjvp
+def _scalars_jvp(wanted, primals, tangents):
+    # Derivatives of scalars are second derivatives of the divergence, which need not be fast.
+    return _scalars(wanted, *primals), jax.jvp(
+        functools.partial(_plain, wanted), primals, tangents
+    )[1]
+
+
+def _plain(wanted: tuple[bool, ...], div: Any, target: jax.Array, model: jax.Array) -> Scalars:
+    """The same by separate reductions, for JAX to differentiate."""
+    tops = jnp.max(target, -1), jnp.max(model, -1)
+    totals = tuple(
+        jnp.sum(jnp.exp(_placed(x, top, jnp.ones_like(top))[0]), -1)
+        for x, top in zip((target, model), tops, strict=True)
+    )
+    rows = split_rows(target, model)
+    sums = [None if side is None else slope_sums(*side) for side in _sloped(div, rows, wanted)]
+    sums = [None if one is None else undivided(one.total) for one in sums]
+    value = jnp.sum(div.summand(rows.common), -1)
+    value += _edge(div.f_at_zero, rows.q_only, rows.has_q_only)
+    value += _edge(div.slope_at_infinity, rows.p_only, rows.has_p_only)
+    return Scalars(tops, totals, value, tuple(sums))
+
+
+# ---- two readings ----------------------------------------------------------------------------------------------
+
+
+def _from_two(wanted: tuple[bool, ...], div: Any, target: jax.Array, model: jax.Array) -> Scalars:
+    pairs = (target, model), (model, target)
+    sides = tuple(Side(own, (jnp.ones_like(own),)) for own, _ in pairs)
+    sides, flags = reduced(Reading(sides, tuple(map(alone_flag, *zip(*pairs, strict=True)))))
+    tops, totals = tuple(side.top for side in sides), tuple(side.sums[0] for side in sides)
+    places = jax.lax.optimization_barrier((tops, totals))
+    rows = _rows_at(*places, target, model)
+    below, beyond = _finite(div.f_at_zero), _finite(div.slope_at_infinity)
+    terms = div.summand(rows.common) + below * rows.q_only + beyond * rows.p_only
+    value = jnp.sum(terms, -1)
+    rows = _rows_at(*jax.lax.optimization_barrier(places), target, model)
+    slopes = [None if side is None else jnp.sum(side[0], -1) for side in _sloped(div, rows, wanted)]
+    for limit, is_alone in zip(
+        (div.slope_at_infinity, div.f_at_zero), are_alone(tops, flags), strict=True
+    ):
+        value = jnp.where((limit == jnp.inf) & is_alone, jnp.inf, value)
+    slopes = tuple(None if one is None else undivided(one[..., None]) for one in slopes)
+    return Scalars(tops, totals, value, slopes)
