@@ -79,8 +79,7 @@ def are_alone(tops: tuple[jax.Array, ...], flags: Any) -> tuple[jax.Array, ...]:
 
 def undivided(total: jax.Array) -> SlopeSums:
     """Sums of a row whose likeliest atom is not told apart."""
-    zero = jnp.zeros_like(total)
-    return SlopeSums(rest_slope=total, rest=zero, top_slope=zero, tops=zero)
+    return SlopeSums(total)
 
 
 def finite_top(top: jax.Array) -> jax.Array:

@@ -8,15 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from divax.divergences.chunk_form import make_part
 from divax.divergences.linear_head import LinearLogits, contract
 from divax.divergences.row_form import AbstractRowForm, Part
+from divax.divergences.steps import steps_of
 from divax.divergences.token_walk import (
     Operands,
     Plan,
     Walked,
     beyond_logits,
-    make_part,
-    steps_of,
     walk_tokens,
     wanted_sides,
     working_dtype,

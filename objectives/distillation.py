@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from divax.divergences import ForwardKL, TopKCache, coarsen_cached
+from divax.divergences.most_likely import most_likely
 from divax.objectives.arguments import (
     as_labels,
     as_scalar,
@@ -149,7 +150,7 @@ def _against_logits(student, teacher, live, temperature, vocab_size) -> Compared
     student, teacher = equal_vocabularies(student, teacher, vocab_size)
     student, teacher = silence_rows(student, live), silence_rows(teacher, live)
     target, model = _softened(teacher, temperature), _softened(student, temperature)
-    agreement = jnp.argmax(model, axis=-1) == jnp.argmax(target, axis=-1)
+    agreement = most_likely(model) == most_likely(target)
     return Compared(target, model, student, {"agreement": agreement})
 
 
@@ -163,7 +164,7 @@ def against_cache(student, cache, live, temperature, vocab_size) -> Compared:
     best = jnp.argmax(silent.logits, axis=-1, keepdims=True)
     favourite = jnp.take_along_axis(silent.ids, best, axis=-1)[..., 0]
     extra = {
-        "agreement": jnp.argmax(student, axis=-1) == favourite.astype(jnp.result_type(int)),
+        "agreement": most_likely(student) == favourite.astype(jnp.int32),
         "coverage": coarse.coverage,
         "student_coverage": coarse.model_coverage,
     }

@@ -23,6 +23,7 @@ from divax.divergences.fused_linear import (
     make_plan,
 )
 from divax.divergences.linear_head import LinearLogits, linear_logits
+from divax.divergences.most_likely import most_likely
 from divax.divergences.row_form import softened
 from divax.divergences.token_walk import Operands
 from divax.divergences.walk_gradients import one_shot
@@ -268,7 +269,7 @@ def _rows(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss and metrics of a chunk, for divergences without a form."""
     target, model = (softened(one, params[1]) for one in logits)
-    best = jnp.argmax(target, -1) == jnp.argmax(model, -1)
+    best = most_likely(target) == most_likely(model)
     return _loss_rows(scale_by_t2, params, target, model, logits[-1], labels, {"agreement": best})
 
 
