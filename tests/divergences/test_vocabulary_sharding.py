@@ -1,5 +1,7 @@
 """Heads spread over devices: the numbers of one device, from hidden states, and little that travels."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,11 +47,11 @@ def dense_losses(a):
 
 def spread_losses(a, sharding, how):
     """The same from hidden states and heads that are spread."""
-    options = {"chunk": 4, "vocab_chunk": 3, "vocab_size": USED}
+    options: dict[str, Any] = {"chunk": 4, "vocab_chunk": 3, "vocab_size": USED}
     options |= {"sharding": sharding, "implementation": how}
     head = dv.LinearHead(weight=a["w"], bias=a["bias"], softcap=20.0, adapter=(a["down"], a["up"]))
     tied = dv.LinearHead(weight=a["tw"], tied=True)
-    pair = {"model_hidden": a["h"], "target_hidden": a["th"], "target_head": tied}
+    pair: dict[str, Any] = {"model_hidden": a["h"], "target_hidden": a["th"], "target_head": tied}
     sums = [
         dv.fused_linear(
             div, **pair, model_head=a["w"], mask=a["weights"], temperature=2.0, **options
@@ -61,6 +63,7 @@ def spread_losses(a, sharding, how):
         hidden=a["h"], head=head, labels=a["labels"], reference_hidden=a["th"],
         reference_head=tied, divergence=dv.ReverseKL(), **options,
     )  # fmt: skip
+    assert found.divergences is not None
     token = a["weights"] * (found.log_probs**2 + 0.3 * found.entropies + found.divergences)
     mixed, _ = ob.distillation_from_hidden(
         student_hidden=a["h"], student_head=head, teacher_hidden=a["th"], teacher_head=tied,
@@ -108,9 +111,17 @@ def test_whole_rows_where_they_are_needed(x64):
         )
 
     def spread(h, w, alpha, cap):
-        pair = {"target_hidden": a["th"], "target_head": dv.LinearHead(weight=a["tw"], tied=True)}
+        pair: dict[str, Any] = {
+            "target_hidden": a["th"],
+            "target_head": dv.LinearHead(weight=a["tw"], tied=True),
+        }
         pair |= {"model_hidden": h, "model_head": dv.LinearHead(weight=w, softcap=cap)}
-        options = {"mask": a["weights"], "vocab_size": USED, "chunk": 3, "sharding": sharding}
+        options: dict[str, Any] = {
+            "mask": a["weights"],
+            "vocab_size": USED,
+            "chunk": 3,
+            "sharding": sharding,
+        }
         return sum(
             dv.fused_linear(div, **pair, **options).total
             for div in (dv.Renyi(order=alpha), dv.Alpha(alpha=alpha))
@@ -160,7 +171,12 @@ def test_wrong_use_is_told():
 
     def total(div, columns, **more):
         h, w = jnp.ones((2, 3)), jnp.ones((3, columns))
-        pair = {"model_hidden": h, "model_head": w, "target_hidden": h, "target_head": w}
+        pair: dict[str, Any] = {
+            "model_hidden": h,
+            "model_head": w,
+            "target_hidden": h,
+            "target_head": w,
+        }
         return dv.fused_linear(div, **pair, sharding=sharding, **more).total
 
     with pytest.raises(ValueError, match="heads of 9 columns cannot be spread over 8 devices"):
