@@ -256,7 +256,9 @@ def _value_and_gradients(div, moving, target, model, *, full):
     return _value_of(div, rows, full), sided_gradients(div, moving, rows, full)
 
 
-def sided_slopes(div: AbstractFDivergence, wanted: Sequence[Any], rows: Rows, full: bool) -> list:
+def sided_slopes(
+    div: AbstractFDivergence, wanted: Sequence[Any], rows: Rows, full: bool
+) -> list[Any]:
     """(slope, probability) of each side that is wanted, None of others."""
     sides: list[Any] = [None, None]
     if wanted[0]:
@@ -272,7 +274,9 @@ def sided_gradients(div, wanted, rows, full) -> list[jax.Array | None]:
     """The gradients by the logits of each side that is wanted."""
     sides = sided_slopes(div, wanted, rows, full)
     return [
-        None if side is None else centred(*side, slope_sums(*side, cancel=cancel, most=most))
+        None
+        if side is None
+        else centred(side[0], side[1], slope_sums(side[0], side[1], cancel=cancel, most=most))
         for side, cancel, most in zip(
             sides, div.slopes_cancel, rows.most or (None, None), strict=True
         )
