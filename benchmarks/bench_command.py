@@ -19,6 +19,7 @@ MODULES = {
     "sinkhorn": ("P7",),
     "head": ("P8",),
     "trainer_step": ("P11",),
+    "trainers_end_to_end": ("step",),
     "spread_vocabulary": ("P12",),
     "peers": ("P14", "peers"),
     "growth": ("grow",),
@@ -35,7 +36,8 @@ class BenchConfig:
     Attributes:
         quick: small arrays, one round, and one process for each module, to see that everything
             works; the bars are meant for large arrays.
-        only: one bar, such as P4; peers for other libraries' losses; grow for how cost grows.
+        only: one bar, such as P4; step for trainers' steps; peers for other libraries' losses;
+            grow for how cost grows.
         rounds: processes per case; 3, or 1 when quick, if not given.
         json: write the table here as well, and what every case measured.
     """

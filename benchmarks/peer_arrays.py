@@ -40,9 +40,9 @@ class Arrays(NamedTuple):
     advantages: jax.Array
 
 
-def arrays(quick: bool) -> Arrays:
+def arrays(quick: bool, tokens: int = 512) -> Arrays:
     # Quick ones are still more than what is computed from all logits at once by default.
-    size = Size(320, 16384, 64, 64, 2048) if quick else SIZES["small"]
+    size = Size(320, 16384, 64, 64, 2048) if quick else SIZES["small"]._replace(tokens=tokens)
     h, w, th, tw = hidden_states(size)
     keys = jax.random.split(jax.random.key(1), 4)
     labels = jax.random.randint(keys[0], (size.tokens,), 0, size.vocab)
@@ -138,9 +138,9 @@ LOSSES = {
 }
 
 
-def run(name: str, quick: bool) -> dict[str, float]:
+def run(name: str, quick: bool, tokens: int = 512) -> dict[str, float]:
     """Value and gradients by the model's states and head."""
-    of = arrays(quick)
+    of = arrays(quick, tokens)
     return timed(jax.value_and_grad(LOSSES[name], (0, 1)), of.h, of.w, of)
 
 

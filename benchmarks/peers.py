@@ -5,8 +5,17 @@ import functools
 from divax.benchmarks import peer_arrays, torch_losses
 from divax.benchmarks.measure import Asked, apart
 
+MANY = 2048
 CASES = (
-    {name: functools.partial(peer_arrays.run, name) for name in peer_arrays.LOSSES}
+    {
+        f"many-js {who}": functools.partial(run, f"js {who}", tokens=MANY)
+        for who, run in (
+            ("divax", peer_arrays.run),
+            ("torch", torch_losses.run),
+            ("liger", torch_losses.run),
+        )
+    }
+    | {name: functools.partial(peer_arrays.run, name) for name in peer_arrays.LOSSES}
     | {name: functools.partial(torch_losses.run, name) for name in torch_losses.LOSSES}
     | {
         "js-of-logits divax": peer_arrays.run_of_logits,
@@ -14,6 +23,7 @@ CASES = (
     }
 )
 WHAT = {
+    "many-js": f"JS from {MANY} hidden states",
     "js": "JS from hidden states",
     "kl": "KL from hidden states",
     "grpo": "GRPO from hidden states",
@@ -29,7 +39,7 @@ WHO = {"torch": "PyTorch", "liger": "Liger", "trl": "TRL", "tunix": "Tunix", "op
 def _asked(case: str) -> tuple[Asked, ...]:
     loss, who = case.split()
     mine, what = f"{loss} divax", f"{WHAT[loss]}, {WHO[who]}"
-    id, target = ("P14", 2) if case == "js liger" else ("peers", None)
+    id, target = ("P14" if loss == "many-js" else "peers"), (2 if case == "many-js liger" else None)
     return (
         Asked(id, f"{what}: times as fast", case, mine, target=target, asked="at least"),
         Asked(id, f"{what}: its peak memory over ours", case, mine, "rss"),

@@ -10,11 +10,11 @@ from divax.benchmarks.measure import clocked
 from divax.benchmarks.peer_arrays import SEQUENCES, arrays
 
 
-def tensors(quick: bool) -> tuple[Any, dict[str, Any]]:
+def tensors(quick: bool, tokens: int = 512) -> tuple[Any, dict[str, Any]]:
     """PyTorch and the arrays in its layout: heads are `[V, H]`."""
     import torch
 
-    of = arrays(quick)._asdict()
+    of = arrays(quick, tokens)._asdict()
     made = {name: torch.from_numpy(np.array(x)) for name, x in of.items()}
     for head in ("w", "tw"):
         made[head] = made[head].T.contiguous()
@@ -92,9 +92,9 @@ LOSSES: dict[str, Loss] = {
 } | {"grpo liger": liger_grpo, "dpo liger": liger_dpo, "log-probs trl": trl_log_probs}
 
 
-def run(name: str, quick: bool) -> dict[str, float]:
+def run(name: str, quick: bool, tokens: int = 512) -> dict[str, float]:
     """Value and gradients by the model's states and head."""
-    torch, a = tensors(quick)
+    torch, a = tensors(quick, tokens)
     h, w = a["h"].requires_grad_(), a["w"].requires_grad_()
 
     def call():

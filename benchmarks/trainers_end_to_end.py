@@ -1,20 +1,12 @@
-"""Trainer steps before and after losses from hidden states: `python benchmarks/trainers_end_to_end.py [--quick]`.
+"""Trainer steps before and after losses from hidden states, end to end.
 
-Before is `implementation="reference"`: all logits, or chunks of them under `jax.checkpoint`; after is the default. Each
-runs in fresh processes, in turns, and medians count. Distillation from a live teacher, DPO, and the updates of GRPO on a
-rollout that is there, of a small transformer at two sizes of the vocabulary: tokens per second, planned temporaries, and
-what the process needs at its peak beyond what it holds anyway.
+Before is `implementation="reference"`: all logits, or chunks of them under `jax.checkpoint`; after is the default.
+Distillation from a live teacher, DPO, and the updates of GRPO on a rollout that is there, of a small transformer at two
+sizes of the vocabulary: time, planned temporaries, and what the process needs at its peak beyond what it holds anyway.
 """
 
 import functools
-import json
-import os
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,6 +16,7 @@ import optax
 
 from divax import objectives
 from divax import trainers as tr
+from divax.benchmarks.measure import Asked, clocked
 from divax.trainers.policy_update import Experience, Policy
 
 VOCABULARIES = (32768, 131072)
@@ -104,32 +97,18 @@ def measure(name: str, vocabulary: int, how: Any, quick: bool) -> dict[str, floa
     """One way of one trainer, in a process of its own."""
     step, state, batch = STEPS[name](vocabulary // 16 if quick else vocabulary, how)
     arguments = jax.tree.map(jnp.asarray, (state, batch))
-    memory = jax.jit(step).lower(*arguments).compile().memory_analysis()
-    walls, cpus, peaks = [], [], []
-    for _ in range(2 if quick else 4):
-        before, wall, cpu = _reset_peak(), time.perf_counter(), time.process_time()
-        state, metrics = step(state, batch)
-        jax.block_until_ready((state, metrics))
-        walls.append(time.perf_counter() - wall)
-        cpus.append(time.process_time() - cpu)
-        peaks.append(_resident("VmHWM") - before)
-    # The first call compiles.
-    return {
-        "wall": statistics.median(walls[1:]),
-        "cpu": statistics.median(cpus[1:]),
-        "temp": float(memory.temp_size_in_bytes) if memory else float("nan"),
-        "rss": max(peaks[1:]),
-    }
+    compiled = jax.jit(step, donate_argnums=0).lower(*arguments).compile()
+    planned, held = compiled.memory_analysis(), [arguments[0]]
 
+    def call():
+        held[0], metrics = compiled(held[0], arguments[1])
+        return jax.tree.leaves(jax.block_until_ready((metrics, held[0]))[0])
 
-def _reset_peak() -> float:
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return _resident("VmRSS")
-
-
-def _resident(field: str) -> float:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+    call()
+    found = clocked(call)
+    del found["value"]
+    found["tokens_per_second"] = ROWS * LENGTH / found["wall"]
+    return found | ({} if planned is None else {"temp": float(planned.temp_size_in_bytes)})
 
 
 CASES = {
@@ -140,39 +119,17 @@ CASES = {
 }
 
 
-def fresh(case: str, quick: bool) -> dict[str, float]:
-    """What a case measures in a process of its own."""
-    command = [sys.executable, __file__, case, *(["--quick"] if quick else [])]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+WHAT = {"wall": "time", "temp": "temporaries", "rss": "peak memory"}
 
-
-def table(rounds: int, quick: bool) -> None:
-    """Runs everything, and prints a line per case."""
-    runs: dict[str, list[dict[str, float]]] = {case: [] for case in CASES}
-    for _ in range(rounds):
-        for case, found in runs.items():
-            found.append(fresh(case, quick))
-            print(
-                f"{case}: {found[-1]} (load {os.getloadavg()[0]:.1f})", file=sys.stderr, flush=True
-            )
-    print(f"{ROWS * LENGTH} tokens a step, load {os.getloadavg()[0]:.1f}")
-    print(f"{'':28s}{'tokens/s':>10s}{'per CPU s':>11s}{'temporaries MB':>16s}{'peak MB':>9s}")
-    for case, found in runs.items():
-        of = {key: statistics.median(run[key] for run in found) for key in found[0]}
-        speed, each = ROWS * LENGTH / of["wall"], ROWS * LENGTH / of["cpu"]
-        print(f"{case:28s}{speed:10.0f}{each:11.0f}{of['temp'] / 1e6:16.0f}{of['rss'] / 1e6:9.0f}")
-
-
-def main(arguments: list[str]) -> None:
-    """One case as JSON, or the table of all of them."""
-    quick = "--quick" in arguments
-    cases = [argument for argument in arguments if argument in CASES]
-    if cases:
-        print(json.dumps(CASES[cases[0]](quick)))
-    else:
-        table(1 if quick else 3, quick)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+BARS = tuple(
+    Asked(
+        "step",
+        f"{name} V={vocabulary}, {what}, after over before",
+        f"{name} {vocabulary} after",
+        f"{name} {vocabulary} before",
+        key,
+    )
+    for name in STEPS
+    for vocabulary in VOCABULARIES
+    for key, what in WHAT.items()
+)

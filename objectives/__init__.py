@@ -98,6 +98,7 @@ Policy gradients, from per-token log-probs `[B, T]` of sampled completions:
 | `label_statistics`, `LabelStatistics` | the same with the collision probability of each distribution |
 | `token_statistics`, `TokenStatistics` | from hidden states: log-probs, entropies, divergences to a reference |
 | `token_loss` (of a `TokenLoss`) | a loss of these, token by token, its gradients in the same walk |
+| `token_loss_and_statistics` | both |
 | `align_causal`, `CausalTargets` | tokens to next-token labels and mask, packing included |
 
 Proof: `check_objective` tries any objective, yours too, given as an `ObjectiveCase` (with example inputs), on every law
@@ -306,6 +307,9 @@ from divax.objectives.token_risk import sequential_risk as sequential_risk
 from divax.objectives.token_risk import token_preference as token_preference
 from divax.objectives.token_statistics import TokenLoss as TokenLoss
 from divax.objectives.token_statistics import token_loss as token_loss
+from divax.objectives.token_statistics import (
+    token_loss_and_statistics as token_loss_and_statistics,
+)
 from divax.objectives.token_statistics import token_statistics as token_statistics
 from divax.objectives.unlearning import flat as flat
 from divax.objectives.unpaired import ddo as ddo

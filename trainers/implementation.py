@@ -28,7 +28,7 @@ def implementation_for(
         return implementation
     devices = 1 if mesh is None else mesh.size
     count = math.prod(logits.hidden.shape[:-1])
-    return default_implementation(-(-count // devices), logits.vocab_size, None)
+    return default_implementation(-(-count // devices), logits.vocab_size)
 
 
 def check_states(model: Model, implementation: Implementation | None, whose: str) -> None:

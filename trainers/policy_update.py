@@ -23,6 +23,7 @@ from divax.objectives import (
 from divax.objectives.arguments import is_static
 from divax.trainers.batch import Batch
 from divax.trainers.model import Model, hidden_states
+from divax.trainers.policy_walk import Held, by_token, loss_and_streams
 from divax.trainers.replay import Replay
 from divax.trainers.state import TrainState
 from divax.trainers.step import mean_gradient
@@ -30,10 +31,12 @@ from divax.trainers.token_streams import (
     Against,
     SamplingSettings,
     TokenStreams,
+    UnreadStreams,
     full_streams,
     hidden_streams,
     kept_tokens,
     sampled_log_probs,
+    unread_streams,
 )
 
 
@@ -153,17 +156,27 @@ class Policy(NamedTuple):
         self, params: Any, batch: Batch, kept: Any, *, whole: bool, against: Against | None = None
     ) -> TokenStreams:
         """Of a policy's parameters; with entropies, and divergences or logits, where the whole is asked for."""
-        options = {"mesh": self.mesh, "implementation": self.implementation}
         if not whole and kept is None:
-            return sampled_log_probs(self.model, params, batch, self.settings, **options)
-        fused = None
-        if kept is None:
-            fused = hidden_streams(
-                self.model, params, batch, self.settings, against=against, **options
+            how = self.implementation
+            return sampled_log_probs(
+                self.model, params, batch, self.settings, mesh=self.mesh, implementation=how
             )
-        if fused is not None:
-            return fused
+        unread = None if kept is not None else self.unread(params, batch, against)
+        if unread is not None:
+            return hidden_streams(unread, self.mesh)
         return full_streams(self.model, params, batch, self.settings, kept)
+
+    def unread(self, params: Any, batch: Batch, against: Against | None) -> UnreadStreams | None:
+        """States and heads in place of the logits, if there are any and they are worth it."""
+        return unread_streams(
+            self.model,
+            params,
+            batch,
+            self.settings,
+            against=against,
+            mesh=self.mesh,
+            implementation=self.implementation,
+        )
 
 
 @jax.tree_util.register_dataclass
@@ -337,27 +350,40 @@ class _Losses(NamedTuple):
 
     def of_method(self, trained, part: Experience, key, reference):
         del key
-        batch, method = Batch(tokens=part.tokens, mask=part.mask), self.method
-        params = self.actor.params_of(trained)
-        wants_logits = self.actor.needs.logits and not method.penalty_in_credit
-        against = _against(method, reference) if wants_logits else None
-        now = self.actor.streams(
-            params, batch, part.kept, whole=self.actor.needs.whole, against=against
+        batch, method, needs = (
+            Batch(tokens=part.tokens, mask=part.mask),
+            self.method,
+            self.actor.needs,
         )
+        params = self.actor.params_of(trained)
+        wants_logits = needs.logits and not method.penalty_in_credit
+        against = _against(method, reference) if wants_logits else None
+        unread = self.actor.unread(params, batch, against) if by_token(method) else None
+        if unread is not None:
+            mesh = self.actor.mesh
+            loss, now = loss_and_streams(
+                method, unread, _held(method, part), entropies=needs.whole, mesh=mesh
+            )
+            return loss, self.measured(now, part, None)[1]
+        now = self.actor.streams(params, batch, part.kept, whole=needs.whole, against=against)
         held = None
         if wants_logits and now.divergences is None:
             held = self.actor.streams(reference, batch, part.kept, whole=True).logits
-        return method.loss(
+        return self.measured(now, part, held)
+
+    def measured(self, now: TokenStreams, part: Experience, reference_logits: jax.Array | None):
+        """The method's loss and metrics from streams."""
+        return self.method.loss(
             model_logps=now.log_probs,
             credit=part.credit,
             mask=part.mask,
             old_logps=part.old_logps,
             sampler_logps=part.sampler_logps,
             reference_logps=part.reference_logps,
-            model_logits=now.logits if wants_logits else None,
-            reference_logits=held,
+            model_logits=None if reference_logits is None else now.logits,
+            reference_logits=reference_logits,
             divergences=now.divergences,
-            entropies=now.entropies,
+            entropies=now.entropies if self.actor.needs.whole else None,
         )
 
     def of_replay(self, trained, rows: Replay, key):
@@ -388,6 +414,16 @@ def _against(method: PolicyGradientMethod, reference: Any) -> Against:
     """The reference, for a regulariser of whole distributions."""
     assert isinstance(method.regularizer, Regularizer)
     return Against(reference, method.regularizer.divergence)
+
+
+def _held(method: PolicyGradientMethod, part: Experience) -> Held:
+    """What is known of the tokens of an update."""
+    weights: Any = jnp.ones(part.mask.shape, part.old_logps.dtype)
+    if method.correction is not None:
+        weights = method.correction.weights(part.old_logps, part.sampler_logps, part.mask)
+    return Held(
+        *part.credit, part.mask, part.old_logps, part.reference_logps, sample_weights=weights
+    )
 
 
 def _returns(method: PolicyGradientMethod, rewards: jax.Array, mask: Any) -> jax.Array:

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from divax.divergences import LinearHead
 from divax.divergences.fused_linear import Implementation
-from divax.objectives import token_statistics
+from divax.objectives import TokenStatistics, token_statistics
 from divax.objectives.label_log_probs import label_log_probs
 from divax.trainers.batch import Batch
 from divax.trainers.implementation import implementation_for
@@ -94,7 +94,40 @@ class Against(NamedTuple):
     divergence: Any
 
 
-def hidden_streams(
+class UnreadStreams(NamedTuple):
+    """What streams are made of without all logits; see `token_statistics`.
+
+    Attributes:
+        rows: states of the policy and of a reference (or None), and labels, at the places before the tokens.
+        whole: the policy's head, the reference's, and the divergence (or None).
+        temperature: the sampler's.
+        how: "fast" or "lean".
+
+    Example:
+        >>> UnreadStreams._fields
+        ('rows', 'whole', 'temperature', 'how')
+    """
+
+    rows: tuple[jax.Array, jax.Array | None, jax.Array]
+    whole: tuple[Any, Any, Any]
+    temperature: float
+    how: Implementation
+
+    def arguments(self, rows: Any, whole: Any) -> dict[str, Any]:
+        """Of `token_statistics`, for some of the rows."""
+        return {
+            "hidden": rows[0],
+            "head": whole[0],
+            "labels": rows[2],
+            "reference_hidden": rows[1],
+            "reference_head": whole[1],
+            "divergence": whole[2],
+            "temperature": self.temperature,
+            "implementation": self.how,
+        }
+
+
+def unread_streams(
     model: Model,
     params: Any,
     batch: Batch,
@@ -103,8 +136,8 @@ def hidden_streams(
     against: Against | None = None,
     mesh: Mesh | None = None,
     implementation: Implementation | None = None,
-) -> TokenStreams | None:
-    """Log-probs, entropies and divergences of an untruncated sampler, without all logits at once.
+) -> UnreadStreams | None:
+    """States and heads in place of the logits of an untruncated sampler.
 
     Args:
         model: the model.
@@ -116,8 +149,32 @@ def hidden_streams(
         implementation: as in `objectives.token_statistics`; `None` chooses by the logits of a device.
 
     Returns:
-        The streams; `None` where all logits are to be computed: few, truncated, or of a model that does
-        not expose `hidden` and `head`.
+        `None` where all logits are to be computed: few, truncated, or of a model that does not expose
+        `hidden` and `head`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> table = Model(init=lambda key: 0, apply=lambda params, tokens: params[tokens])
+        >>> batch = Batch(tokens=jnp.array([[0, 1, 2]]), mask=jnp.array([[0, 1, 1]]))
+        >>> unread_streams(table, jnp.zeros((4, 4)), batch, SamplingSettings(2)) is None
+        True
+    """
+    made = None if settings.truncates else hidden_logits(model, params, batch)
+    if made is None or (how := implementation_for(made, mesh, implementation)) == "reference":
+        return None
+    held = None if against is None else hidden_logits(model, against.params, batch)
+    rows = made.hidden, None if held is None else held.hidden, next_drawn(batch)
+    divergence = None if against is None else against.divergence
+    whole = made.head, None if held is None else held.head, divergence
+    return UnreadStreams(rows, whole, settings.temperature, how)
+
+
+def hidden_streams(unread: UnreadStreams, mesh: Mesh | None = None) -> TokenStreams:
+    """Log-probs, entropies and divergences without all logits at once, to be used in any way.
+
+    Args:
+        unread: states and heads.
+        mesh: over whose devices the rows are split.
 
     Example:
         >>> import jax.numpy as jnp
@@ -126,35 +183,25 @@ def hidden_streams(
         ...     hidden=lambda params, tokens: params[tokens], head=lambda params: params,
         ... )
         >>> batch = Batch(tokens=jnp.array([[0, 1, 2]]), mask=jnp.array([[0, 1, 1]]))
-        >>> streams = hidden_streams(
-        ...     table, jnp.zeros((4, 4)), batch, SamplingSettings(2), implementation="fast"
-        ... )
-        >>> [round(float(x), 4) for x in streams.log_probs[0]]
+        >>> settings = SamplingSettings(2)
+        >>> unread = unread_streams(table, jnp.zeros((4, 4)), batch, settings, implementation="fast")
+        >>> [round(float(x), 4) for x in hidden_streams(unread).log_probs[0]]
         [0.0, -1.3863, -1.3863]
     """
-    made = None if settings.truncates else hidden_logits(model, params, batch)
-    if made is None or (how := implementation_for(made, mesh, implementation)) == "reference":
-        return None
-    held = None if against is None else hidden_logits(model, against.params, batch)
-    rows = made.hidden, None if held is None else held.hidden, _labels(batch)
-    divergence = None if against is None else against.divergence
-    whole = made.head, None if held is None else held.head, divergence
+    of_rows = lambda rows, whole: token_statistics(**unread.arguments(rows, whole))  # noqa: E731
+    return at_own_places(rows_over_devices(of_rows, mesh, unread.rows, unread.whole))
 
-    def statistics(rows, whole):
-        return token_statistics(
-            hidden=rows[0],
-            head=whole[0],
-            labels=rows[2],
-            reference_hidden=rows[1],
-            reference_head=whole[1],
-            divergence=whole[2],
-            temperature=settings.temperature,
-            implementation=how,
-        )
 
-    found = rows_over_devices(statistics, mesh, rows, whole)
-    between = None if found.divergences is None else _own_places(found.divergences)
-    own = _own_places(found.log_probs), _own_places(found.entropies)
+def at_own_places(found: TokenStatistics) -> TokenStreams:
+    """Statistics of the places before the tokens as streams.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> at_own_places(TokenStatistics(jnp.arange(3.0)[None], jnp.zeros((1, 3)), None)).log_probs.tolist()
+        [[2.0, 0.0, 1.0]]
+    """
+    between = None if found.divergences is None else own_places(found.divergences)
+    own = own_places(found.log_probs), own_places(found.entropies)
     return TokenStreams(*own, divergences=between)
 
 
@@ -174,7 +221,7 @@ def sampled_log_probs(
         params: its parameters.
         batch: the samples; the mask counts what was drawn.
         settings: the sampler's.
-        mesh: as in `hidden_streams`.
+        mesh: as in `unread_streams`.
         implementation: likewise; "reference" is by `jax.checkpoint`.
 
     Example:
@@ -185,9 +232,11 @@ def sampled_log_probs(
         >>> [round(float(x), 4) for x in streams.log_probs[0]]
         [0.0, -1.3863, -1.3863]
     """
-    fused = hidden_streams(model, params, batch, settings, mesh=mesh, implementation=implementation)
-    if fused is not None:
-        return TokenStreams(fused.log_probs)
+    unread = unread_streams(
+        model, params, batch, settings, mesh=mesh, implementation=implementation
+    )
+    if unread is not None:
+        return TokenStreams(hidden_streams(unread, mesh).log_probs)
     made = None if settings.truncates else hidden_logits(model, params, batch)
     if made is None:
         return full_streams(model, params, batch, settings)._replace(entropies=None, logits=None)
@@ -195,14 +244,14 @@ def sampled_log_probs(
         logps = token_statistics(
             hidden=made.hidden,
             head=made.head,
-            labels=_labels(batch),
+            labels=next_drawn(batch),
             temperature=settings.temperature,
             implementation="reference",
         ).log_probs
     else:
         head = made.head / jnp.asarray(settings.temperature, made.head.dtype)
-        logps = label_log_probs(hidden=made.hidden, head=head, labels=_labels(batch))
-    return TokenStreams(_own_places(logps))
+        logps = label_log_probs(hidden=made.hidden, head=head, labels=next_drawn(batch))
+    return TokenStreams(own_places(logps))
 
 
 def full_streams(
@@ -230,7 +279,7 @@ def full_streams(
         >>> [round(float(x), 4) for x in streams.entropies[0]]
         [0.0, 1.3863, 1.3863]
     """
-    labels = _labels(batch)
+    labels = next_drawn(batch)
     logits = predict(model, params, batch).astype(jnp.result_type(float)) / settings.temperature
     if kept is not None:
         # `kept` stands at the tokens' own places, logits at the places before.
@@ -246,7 +295,7 @@ def full_streams(
     of_labels = jnp.where(counted, jnp.take_along_axis(logps, index, axis=-1)[..., 0], 0)
     finite = jnp.where(jnp.isneginf(logps), 0, logps)
     entropies = jnp.where(counted, -jnp.sum(jnp.exp(logps) * finite, axis=-1), 0)
-    return TokenStreams(*(_own_places(x) for x in (of_labels, entropies, logits)))
+    return TokenStreams(*(own_places(x) for x in (of_labels, entropies, logits)))
 
 
 def kept_tokens(
@@ -268,7 +317,7 @@ def kept_tokens(
     return ~jnp.isneginf(logits)
 
 
-def _labels(batch: Batch) -> jax.Array:
+def next_drawn(batch: Batch) -> jax.Array:
     """At every place the next token, where it was drawn, else -100."""
     drawn = jnp.asarray(batch.mask) != 0
     return jnp.where(jnp.roll(drawn, -1, axis=1).at[:, -1].set(False), _next(batch.tokens), -100)
@@ -278,6 +327,6 @@ def _next(tokens: Any) -> jax.Array:
     return jnp.roll(jnp.asarray(tokens), -1, axis=1)
 
 
-def _own_places(x: jax.Array) -> jax.Array:
+def own_places(x: jax.Array) -> jax.Array:
     """From the place before a token, which predicts it, to its own; the first token was not drawn."""
     return jnp.roll(x, 1, axis=1)

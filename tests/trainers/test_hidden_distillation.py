@@ -37,7 +37,7 @@ def cached(batch, temperature):
     return dataclasses.replace(batch, teacher=jax.tree.map(np.asarray, rows))
 
 
-def stepped(how, student, teacher, objective, batch, mesh=None, micro_batches=1):
+def stepped(how, student, teacher, objective, batch, mesh=None, micro_batches=1, measured=True):
     """One update, and the measures after it."""
     trainer = tr.distillation(
         student=student,
@@ -50,7 +50,7 @@ def stepped(how, student, teacher, objective, batch, mesh=None, micro_batches=1)
         implementation=how,
     )
     state, metrics = trainer.step(trainer.init(jax.random.key(0)), batch)
-    return state.params, metrics, trainer.evaluate(state, [batch])
+    return state.params, metrics, trainer.evaluate(state, [batch]) if measured else {}
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_step_is_that_of_all_logits(how, teacher, objective, options, micro_ba
 def test_the_default_is_all_logits_while_they_are_few():
     """Bit for bit."""
     found, expected = (
-        stepped(how, states_model(V + 3, 4), live(), MIXED, text_batch(V))
+        stepped(how, states_model(V + 3, 4), live(), MIXED, text_batch(V), measured=False)
         for how in (None, "reference")
     )
     assert gap(found, expected) == 0
