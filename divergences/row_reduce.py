@@ -23,16 +23,15 @@ import jax.numpy as jnp
 
 from divax.divergences.f_divergence import AbstractFDivergence, _edge, _finite
 from divax.divergences.kl_reading import from_one_reading, kl_weights
-from divax.divergences.logit_gradient import SlopeSums, bounded, centred, slope_sums
+from divax.divergences.logit_gradient import bounded, centred, slope_sums
 from divax.divergences.logit_reading import (
     Reading,
     Scalars,
     Side,
-    alone_flag,
-    are_alone,
-    added_up,
+    alone,
+    classes,
+    farthest,
     finite_top,
-    indicator,
     reduced,
     undivided,
 )
@@ -86,16 +85,12 @@ def _rows_at(tops, totals, target: jax.Array, model: jax.Array) -> Rows:
 
 def _placed(logits: jax.Array, top: jax.Array, total: jax.Array):
     """Logits minus their maximum, log of the sum of exponentials of that, and which are possible, as `split_rows` has them."""
-    top, total, deepest = top[..., None], total[..., None], _deepest(logits)
+    top, total, deepest = top[..., None], total[..., None], farthest(logits)
     # Where the top is +inf, nothing below it is possible.
     least = jnp.where(top == jnp.inf, jnp.inf, -jnp.inf).astype(logits.dtype)
     possible = (logits != -jnp.inf) & ~(logits < least)
     placed = jnp.where(possible, jnp.clip(logits - finite_top(top), -deepest, 0), 0)
     return placed, jnp.log(jnp.where(total > 0, total, 1)), possible
-
-
-def _deepest(logits: jax.Array) -> float:
-    return 1e150 if logits.dtype == jnp.float64 else 1e15
 
 
 def _sloped(div: AbstractFDivergence, rows: Rows, wanted: Sequence[Any]) -> list:
@@ -147,9 +142,8 @@ def _plain(wanted: tuple[bool, ...], div: Any, target: jax.Array, model: jax.Arr
 
 
 def _from_two(wanted: tuple[bool, ...], div: Any, target: jax.Array, model: jax.Array) -> Scalars:
-    pairs = (target, model), (model, target)
-    sides = tuple(Side(own, (jnp.ones_like(own),)) for own, _ in pairs)
-    sides, flags = reduced(Reading(sides, tuple(map(alone_flag, *zip(*pairs, strict=True)))))
+    sides = tuple(Side(x, (jnp.ones_like(x),)) for x in (target, model))
+    sides, seen = reduced(Reading(sides, classes(target, model)))
     tops, totals = tuple(side.top for side in sides), tuple(side.sums[0] for side in sides)
     places = jax.lax.optimization_barrier((tops, totals))
     rows = _rows_at(*places, target, model)
@@ -158,9 +152,8 @@ def _from_two(wanted: tuple[bool, ...], div: Any, target: jax.Array, model: jax.
     value = jnp.sum(terms, -1)
     rows = _rows_at(*jax.lax.optimization_barrier(places), target, model)
     slopes = [None if side is None else jnp.sum(side[0], -1) for side in _sloped(div, rows, wanted)]
-    for limit, is_alone in zip(
-        (div.slope_at_infinity, div.f_at_zero), are_alone(tops, flags), strict=True
-    ):
+    limits = div.slope_at_infinity, div.f_at_zero
+    for limit, is_alone in zip(limits, alone(seen, tops), strict=True):
         value = jnp.where((limit == jnp.inf) & is_alone, jnp.inf, value)
     slopes = tuple(None if one is None else undivided(one[..., None]) for one in slopes)
     return Scalars(tops, totals, value, slopes)
