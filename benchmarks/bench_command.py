@@ -94,5 +94,6 @@ def _of_module(name: str, config: BenchConfig) -> list:
             for row in rows
         ]
     tell = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
-    bars = module.bars(interleaved(name, config.quick, config.rounds, tell))
+    rounds = getattr(module, "ROUNDS", config.rounds)
+    bars = module.bars(interleaved(name, config.quick, rounds, tell))
     return [bar for bar in bars if config.only in (None, bar.id)]

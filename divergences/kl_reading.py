@@ -65,7 +65,14 @@ class _Terms(NamedTuple):
     cross: jax.Array | None
 
 
-def from_one_reading(wanted, div, weights, target: jax.Array, model: jax.Array) -> Scalars:
+def from_one_reading(
+    wanted: tuple[bool, ...],
+    div: AbstractFDivergence,
+    weights: tuple[Scalar | None, ...],
+    target: jax.Array,
+    model: jax.Array,
+) -> Scalars:
+    """Value, and sums of slopes of the wanted sides, of a divergence with these `kl_weights`."""
     centres = _centres(target, model)
     pairs = (target, model, centres), (model, target, centres[::-1])
     parts = [
@@ -98,7 +105,9 @@ def _centres(target: jax.Array, model: jax.Array) -> tuple[jax.Array, jax.Array]
     return top, top - mean
 
 
-def _kl_terms(own: jax.Array, other: jax.Array, centres: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+def _kl_terms(
+    own: jax.Array, other: jax.Array, centres: tuple[jax.Array, ...]
+) -> tuple[jax.Array, ...]:
     """Gap, excess and alone of `own`, cross of `other`, for each token.
 
     The summand of a KL of unnormalised measures, p·f(x) with f(x) = e^−x − 1 + x ≥ 0, is p·f(max(x, −1)) + r·g(min(x, −1)),

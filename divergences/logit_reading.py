@@ -92,6 +92,7 @@ def undivided(total: jax.Array) -> SlopeSums:
 
 
 def finite_top(top: jax.Array) -> jax.Array:
+    """0 instead of an infinite maximum, to subtract."""
     return jnp.where(jnp.isinf(top), 0, top)
 
 
@@ -101,14 +102,8 @@ def farthest(logits: jax.Array) -> float:
 
 
 def indicator(condition: jax.Array, like: jax.Array) -> jax.Array:
+    """1 or 0."""
     return condition.astype(like.dtype)
-
-
-def added_up(terms: Any) -> Any:
-    """Sums over the last axis, all in one reduction."""
-    zeros = jax.tree.map(lambda x: jnp.zeros((), x.dtype), terms)
-    add = lambda one, other: jax.tree.map(jnp.add, one, other)  # noqa: E731
-    return jax.lax.reduce(terms, zeros, add, (_last(terms),))
 
 
 def _last(tree: Any) -> int:
