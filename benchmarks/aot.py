@@ -23,8 +23,6 @@ ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5p-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
-# A compiler always gives the same.
-ROUNDS = 1
 # NVIDIA's data sheet of the H200 SXM, and the CUDA programming guide's table for compute capability 9.0.
 LIMITS = {
     "threads_per_block_limit": 1024,

@@ -5,20 +5,23 @@ import importlib
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 from divax.trainers.command_line import run_command
 
 # module of `divax.benchmarks` -> the bars that it measures
 MODULES = {
-    "fused_linear": ("P1", "P2", "P3", "P9", "P10"),
+    "fused_linear": ("P1", "P2", "P3", "P10"),
+    "token_loss": ("P9",),
     "given_logits": ("P4", "P13"),
     "aot": ("P5", "P6"),
     "sinkhorn": ("P7",),
     "head": ("P8",),
     "trainer_step": ("P11",),
+    "trainers_end_to_end": ("step",),
     "spread_vocabulary": ("P12",),
-    "liger": ("P14",),
+    "peers": ("P14", "peers"),
     "growth": ("grow",),
 }
 
@@ -27,24 +30,26 @@ MODULES = {
 class BenchConfig:
     """Measures speed and memory against naive forms and other libraries.
 
-    Every case runs in a fresh process, the cases of a bar in turns; medians count. What needs a
+    Every case runs in a fresh process, the cases of a module in turns; medians count. What needs a
     library that is not installed is skipped with a line.
 
     Attributes:
-        quick: small arrays, to see that everything works; the bars are meant for large ones.
-        only: one bar, such as P4, or grow for the exponents of growth.
-        rounds: fresh processes per case.
-        json: write the table here as well.
+        quick: small arrays, one round, and one process for each module, to see that everything
+            works; the bars are meant for large arrays.
+        only: one bar, such as P4; step for trainers' steps; peers for other libraries' losses;
+            grow for how cost grows.
+        rounds: processes per case; 3, or 1 when quick, if not given.
+        json: write the table here as well, and what every case measured.
     """
 
     quick: bool = False
     only: str | None = None
-    rounds: int = 3
+    rounds: int | None = None
     json: Path | None = None
 
 
 def main(arguments: list[str]) -> int:
-    """Runs `divax bench` and returns its exit code.
+    """Runs `divax bench` and returns its exit code, 1 if a case failed.
 
     Example:
         >>> main(["--only", "P99"])
@@ -53,47 +58,61 @@ def main(arguments: list[str]) -> int:
     return run_command("divax bench", BenchConfig, arguments, run)
 
 
-def run(config: BenchConfig) -> None:
+def run(config: BenchConfig) -> int:
     """Prints the table and writes it.
 
     Raises:
         RunError: a bar that does not exist, no rounds, or a file that cannot be written.
     """
+    _check(config)
+    from divax.benchmarks.interleave import answers, interleaved
+
+    tell = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
+    rounds, start = config.rounds or (1 if config.quick else 3), time.perf_counter()
+    bars, cases, absent, failed = [], {}, {}, {}
+    for name, ids in MODULES.items():
+        if config.only is None or config.only in ids:
+            measured = interleaved(name, config.only, config.quick, rounds, tell)
+            module = importlib.import_module(f"divax.benchmarks.{name}")
+            bars += answers(module, measured.found, config.only)
+            for mine, all_ in zip(measured, (cases, absent, failed), strict=True):
+                all_ |= {f"{name}: {case}": one for case, one in mine.items()}
+    seconds, load = time.perf_counter() - start, os.getloadavg()
+    print(_table(bars, cases, absent | failed))
+    print(f"{seconds:.0f} s; load {load[0]:.1f} on {os.cpu_count()} processors")
+    if config.json is not None:
+        table = [dataclasses.asdict(bar) | {"holds": bar.holds} for bar in bars]
+        about = {"quick": config.quick, "rounds": rounds, "seconds": seconds, "load": load}
+        report = about | {"bars": table, "cases": cases, "absent": absent, "failed": failed}
+        config.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    return 1 if failed else 0
+
+
+def _check(config: BenchConfig) -> None:
     from divax.trainers.errors import RunError
+    from divax.trainers.objective_specs import nearest
 
     known = [bar for bars in MODULES.values() for bar in bars]
     if config.only is not None and config.only not in known:
-        raise RunError(f"no bar {config.only!r}; choose from {', '.join(known)}")
-    if config.rounds < 1:
+        raise RunError(f"--only {config.only}: no such bar; {nearest(config.only, known)}")
+    if config.rounds is not None and config.rounds < 1:
         raise RunError(f"--rounds must be at least 1, got {config.rounds}")
-    bars = [bar for name in MODULES for bar in _of_module(name, config)]
-    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
-    for bar in bars:
-        print(bar.line())
     if config.json is not None:
-        table = [dataclasses.asdict(bar) | {"holds": bar.holds} for bar in bars]
-        report = {"load": os.getloadavg(), "quick": config.quick, "bars": table}
+        # Before hours are spent on what cannot be written.
         try:
-            config.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
+            config.json.open("a", encoding="utf-8").close()
         except OSError as error:
-            raise RunError(f"cannot write {config.json}: {error.strerror}") from None
+            raise RunError(f"--json {config.json}: cannot be written: {error.strerror}") from None
 
 
-def _of_module(name: str, config: BenchConfig) -> list:
-    from divax.benchmarks.measure import Bar, interleaved
-
-    if config.only is not None and config.only not in MODULES[name]:
-        return []
-    module = importlib.import_module(f"divax.benchmarks.{name}")
-    if name == "fused_linear":
-        sizes = module.QUICK if config.quick else module.FULL
-        only = f"^{config.only} " if config.only else ""
-        rows = module.bars(sizes, only, config.rounds)
-        return [
-            Bar(*row["bar"].split(" ", 1), row["ratio"], row["target"], cpu=row["cpu"])
-            for row in rows
-        ]
-    tell = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
-    rounds = getattr(module, "ROUNDS", config.rounds)
-    bars = module.bars(interleaved(name, config.quick, rounds, tell))
-    return [bar for bar in bars if config.only in (None, bar.id)]
+def _table(bars: list, cases: dict[str, dict[str, float]], missing: dict[str, str]) -> str:
+    """What every case took, what the bars make of it, and what is missing."""
+    columns = {"wall": 1e3, "cpu": 1e3, "compile": 1.0, "temp": 1e-6, "rss": 1e-6}
+    heads = ("wall ms", "cpu ms", "compile s", "temp MB", "peak MB")
+    rows = [f"{'case':48s}" + "".join(f"{head:>11s}" for head in heads)]
+    for case, found in cases.items():
+        shown = [f"{found[key] * by:.4g}" if key in found else "" for key, by in columns.items()]
+        if any(shown):
+            rows.append(f"{case:48s}" + "".join(f"{one:>11s}" for one in shown))
+    absent = [f"{case}: not measured, {why}" for case, why in missing.items()]
+    return "\n".join([*rows, "", *(bar.line() for bar in bars), "", *absent])

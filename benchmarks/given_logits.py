@@ -1,4 +1,4 @@
-"""P4 and P13: value and gradient of divergences of given logits, against `jax.grad` of log_softmax."""
+"""P4 and P13: value and gradient of divergences of given logits, against `jax.grad` of log_softmax and others."""
 
 import functools
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from divax import divergences as dv
-from divax.benchmarks.measure import Bar, Results, over, timed
+from divax.benchmarks.measure import Asked, timed
 
 
 def naive_kl(t, s):
@@ -51,7 +51,19 @@ MEMBERS = {
     "alpha": (naive_alpha, dv.Alpha(alpha=0.5)),
     "user": (naive_user, dv.from_generator(le_cam, name="le_cam")),
 }
-ASKED = {"kl": 0.55, "js": 0.40}
+
+
+def by_map(rows):
+    """A few rows at a time, computed again in the backward pass."""
+    of_row = jax.checkpoint(lambda pair: rows(*pair))
+    return lambda t, s: jax.lax.map(of_row, (t, s), batch_size=8)
+
+
+def optax_kl(t, s):
+    import optax
+
+    log_p, log_q = jax.nn.log_softmax(t), jax.nn.log_softmax(s)
+    return optax.losses.kl_divergence_with_log_targets(log_q, log_p)
 
 
 def logits(rows, vocabulary, gap=0.3):
@@ -59,11 +71,12 @@ def logits(rows, vocabulary, gap=0.3):
     return target, target + gap * jax.random.normal(jax.random.key(1), target.shape)
 
 
-def run(member: str, which: int, quick: bool) -> dict[str, float]:
+def run(rows, quick: bool) -> dict[str, float]:
     target, model = logits(512, 8192) if quick else logits(2048, 32768)
-    div = MEMBERS[member][which]
-    found = timed(jax.value_and_grad(lambda s, t: jnp.mean(div(t, s))), model, target)
-    return found | {"temp": found["temp"] / model.nbytes}
+    found = timed(jax.value_and_grad(lambda s, t: jnp.mean(rows(t, s))), model, target)
+    return found | {
+        f"{key} in logits": found[key] / model.nbytes for key in ("temp", "rss") if key in found
+    }
 
 
 def precision(quick: bool) -> dict[str, float]:
@@ -87,28 +100,41 @@ def precision(quick: bool) -> dict[str, float]:
         return found
 
 
-CASES = {
-    f"{member}/{name}": functools.partial(run, member, which)
-    for member in MEMBERS
-    for which, name in enumerate(("naive", "divax"))
-} | {"bfloat16": precision}
-
-
-def bars(found: Results) -> list[Bar]:
-    rows = []
-    for member in MEMBERS:
-        mine, naive = f"{member}/divax", f"{member}/naive"
-        rows += over(
-            "P4", f"{member}: time over naive", found, mine, naive, "wall", target=ASKED.get(member)
+CASES = (
+    {
+        f"{member} {name}": functools.partial(run, rows)
+        for member, pair in MEMBERS.items()
+        for name, rows in zip(("naive", "divax"), pair, strict=True)
+    }
+    | {
+        f"{member} map": functools.partial(run, by_map(MEMBERS[member][0]))
+        for member in ("kl", "js")
+    }
+    | {"kl optax": functools.partial(run, optax_kl), "bfloat16": precision}
+)
+ASKED = {"kl": 0.55, "js": 0.40}
+OTHERS = (
+    ("kl", "map", "lax.map + checkpoint"),
+    ("js", "map", "lax.map + checkpoint"),
+    ("kl", "optax", "optax.losses.kl_divergence_with_log_targets"),
+)
+BARS = (
+    *(
+        bar
+        for member in MEMBERS
+        for bar in (
+            Asked("P4", f"{member}: time over naive", f"{member} divax", f"{member} naive",
+                  target=ASKED.get(member)),
+            Asked("P4", f"{member}: temporaries in [N, V]", f"{member} divax", None, "temp in logits", 0.05),
+            Asked("P4", f"{member}: peak memory in [N, V]", f"{member} divax", None, "rss in logits"),
         )
-        if mine in found:
-            rows.append(Bar("P4", f"{member}: temporaries in [N, V]", found[mine]["temp"], 0.05))
-    if "bfloat16" in found:
-        errors = found["bfloat16"]
-        rows.append(Bar("P13", "bfloat16 KL: error of the value", errors["divax value"], 1e-3))
-        rows.append(
-            Bar("P13", "bfloat16 KL: error of the gradient", errors["divax gradient"], 2.5e-3)
-        )
-        rows.append(Bar("P13", "the same naively: value", errors["naive value"]))
-        rows.append(Bar("P13", "the same naively: gradient", errors["naive gradient"]))
-    return rows
+    ),
+    *(
+        Asked("P4", f"{member}: time over {what}", f"{member} divax", f"{member} {other}")
+        for member, other, what in OTHERS
+    ),
+    Asked("P13", "bfloat16 KL: error of the value", "bfloat16", None, "divax value", 1e-3),
+    Asked("P13", "bfloat16 KL: error of the gradient", "bfloat16", None, "divax gradient", 2.5e-3),
+    Asked("P13", "the same naively: value", "bfloat16", None, "naive value"),
+    Asked("P13", "the same naively: gradient", "bfloat16", None, "naive gradient"),
+)  # fmt: skip

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 
 from divax import divergences as dv
 from divax.benchmarks.given_logits import naive_alpha, naive_js, naive_kl, naive_tv
-from divax.benchmarks.measure import SkippedError, clocked, fresh
+from divax.benchmarks.interleave import fresh
+from divax.benchmarks.measure import SkippedError, clocked
 from divax.trainers.command_line import run_command
 from divax.trainers.errors import RunError
 
@@ -96,7 +97,7 @@ def achieved(case: str, seconds: float, at: Shape, line: Roofline | None) -> str
 
 def _measured(fun: Callable, *args: jax.Array) -> dict[str, float]:
     compiled = jax.jit(fun).lower(*args).compile()
-    found = clocked(lambda: jax.block_until_ready(compiled(*args)), 10)
+    found = clocked(lambda: jax.tree.leaves(jax.block_until_ready(compiled(*args))))
     stats = jax.devices()[0].memory_stats() or {}
     return found | {"peak": float(stats.get("peak_bytes_in_use", float("nan")))}
 
@@ -166,10 +167,12 @@ def _torch_measured(loss: Callable, states: list) -> dict[str, float]:
     def call():
         for x in states:
             x.grad = None
-        loss(*states).backward()
+        value = loss(*states)
+        value.backward()
         torch.cuda.synchronize()
+        return [value.detach()]
 
-    return clocked(call, 10) | {"peak": float(torch.cuda.max_memory_allocated())}
+    return clocked(call) | {"peak": float(torch.cuda.max_memory_allocated())}
 
 
 def torch_fused(member: str, compiled: bool, quick: bool) -> dict[str, float]:
@@ -241,11 +244,11 @@ def run(config: GpuConfig) -> None:
     line, at, found = roofline(device.device_kind), shape(config.quick), {}
     print(f"{device.device_kind}, {at}; {'not in the table of peaks' if line is None else line}")
     for case in CASES:
-        result = fresh("gpu", case, config.quick)
-        if isinstance(result, str):
-            print(f"{case:24s} skipped: {result}")
+        answer = fresh("gpu", [case], config.quick)[case]
+        if "found" not in answer:
+            print(f"{case:24s} {': '.join(*answer.items())}")
             continue
-        found[case] = result
+        found[case] = result = answer["found"]
         rate = achieved(case, result["wall"], at, line)
         peak = result["peak"] / 1e9
         print(f"{case:24s} {1e3 * result['wall']:9.2f} ms  peak {peak:6.2f} GB  {rate}", flush=True)

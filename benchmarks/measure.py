@@ -1,35 +1,41 @@
-"""Interleaved runs of fresh processes, and the bars that are made of them."""
+"""What a case measures in its process, and the bars that are made of what all cases have measured."""
 
+import ctypes
 import dataclasses
-import importlib
-import json
-import os
+import operator
+import re
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 Results = Mapping[str, Mapping[str, float]]
 """What each case measured, by name; cases that were skipped are missing."""
 
+# Seconds: a longer first call is not repeated; shorter ones are, for as long as this, but not more often.
+_LONG, _WHILE, _MOST_CALLS = 5.0, 0.3, 20
+
+
+class SkippedError(Exception):
+    """Something that a case needs is not here; its text says what."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """A measured ratio, and what it is asked to be."""
+    """A measured ratio, and what it is asked to be; None where it could not be measured."""
 
     id: str
     what: str
-    measured: float
+    measured: float | None
     target: float | None = None
     asked: Literal["at most", "at least"] = "at most"
     cpu: float | None = None
 
     @property
     def holds(self) -> bool | None:
-        """None where nothing is asked."""
-        if self.target is None:
+        """None where nothing is asked, or nothing was measured."""
+        if self.target is None or self.measured is None:
             return None
         if self.asked == "at most":
             return self.measured <= self.target
@@ -38,93 +44,106 @@ class Bar:
     def line(self) -> str:
         """One row of the table."""
         cpu = "" if self.cpu is None else f" (cpu {self.cpu:.3g})"
+        shown = "not measured" if self.measured is None else f"{self.measured:.3g}{cpu}"
         goal = "" if self.target is None else f"{self.asked} {self.target:g}"
         verdict = {True: "holds", False: "does NOT hold", None: ""}[self.holds]
-        return (
-            f"{self.id:4s} {self.what:58s} {f'{self.measured:.3g}{cpu}':24s} {goal:16s} {verdict}"
-        )
+        return f"{self.id:5s} {self.what:64s} {shown:24s} {goal:16s} {verdict}".rstrip()
 
 
-def timed(fun: Callable[..., Any], *args: Any, calls: int = 3) -> dict[str, float]:
-    """Compile and call seconds (medians; the first call does not count), and planned temporary memory in bytes."""
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A bar before it is measured: what one case found, over what another one did where one is named."""
+
+    id: str
+    what: str
+    case: str
+    over: str | None = None
+    key: str = "wall"
+    target: float | None = None
+    asked: Literal["at most", "at least"] = "at most"
+    of: Callable[[float, float], float] = operator.truediv
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """What must run."""
+        return (self.case,) if self.over is None else (self.case, self.over)
+
+    def answer(self, found: Results) -> Bar:
+        """Times of CPU beside those of the wall: they say the same on a loaded machine."""
+        cpu = self._of(found, "cpu") if self.key == "wall" and self.over else None
+        measured = self._of(found, self.key)
+        return Bar(self.id, self.what, measured, self.target, self.asked, cpu)
+
+    def _of(self, found: Results, key: str) -> float | None:
+        values = [found.get(case, {}).get(key) for case in self.cases]
+        if any(value is None for value in values):
+            return None
+        try:
+            return values[0] if self.over is None else self.of(*values)  # type: ignore[arg-type]
+        except (ZeroDivisionError, ValueError):
+            return None
+
+
+def apart(value: float, other: float) -> float:
+    """Relative difference."""
+    return abs(value - other) / max(abs(value), abs(other), 1e-30)
+
+
+def timed(fun: Callable[..., Any], *args: Any) -> dict[str, float]:
+    """Of a function that JAX compiles: seconds to compile and to call, planned temporaries, peak memory, first value."""
     import jax
 
+    jax.block_until_ready(args)
     start = time.perf_counter()
     compiled = jax.jit(fun).lower(*args).compile()
     found = {"compile": time.perf_counter() - start}
     memory = compiled.memory_analysis()
-    found["temp"] = float(memory.temp_size_in_bytes) if memory else float("nan")
-    return found | clocked(lambda: jax.block_until_ready(compiled(*args)), calls)
+    if memory is not None:
+        found["temp"] = float(memory.temp_size_in_bytes)
+    return found | clocked(lambda: jax.tree.leaves(jax.block_until_ready(compiled(*args))))
 
 
-def clocked(call: Callable[[], Any], calls: int) -> dict[str, float]:
-    """Median wall and CPU seconds of some calls after a first one."""
-    call()
-    walls, cpus = [], []
-    for _ in range(calls):
-        wall, cpu = time.perf_counter(), time.process_time()
-        call()
-        walls.append(time.perf_counter() - wall)
-        cpus.append(time.process_time() - cpu)
-    return {"wall": statistics.median(walls), "cpu": statistics.median(cpus)}
+def clocked(call: Callable[[], list[Any]]) -> dict[str, float]:
+    """Of a function that returns arrays: peak memory beyond them, the first value, median wall and CPU seconds."""
+    before = _forget_peak()
+    runs = [_run(call)]
+    peak = _status("VmHWM")
+    result = runs[0][1]
+    found = {"value": float(result[0])} if result[0].size == 1 else {}
+    if before is not None and peak is not None:
+        found["rss"] = max(peak - before - sum(float(x.nbytes) for x in result), 0.0)
+    del result
+    if runs[0][0][0] < _LONG:
+        runs, start = [], time.perf_counter()
+        while not runs or (time.perf_counter() - start < _WHILE and len(runs) < _MOST_CALLS):
+            runs.append((_run(call)[0], None))
+    walls, cpus = zip(*(times for times, _ in runs), strict=True)
+    return found | {"wall": statistics.median(walls), "cpu": statistics.median(cpus)}
 
 
-class SkippedError(Exception):
-    """Something that a case needs is not here; its text says what."""
+def _run(call: Callable[[], list[Any]]) -> tuple[tuple[float, float], Any]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = call()
+    return (time.perf_counter() - wall, time.process_time() - cpu), result
 
 
-def fresh(module: str, case: str, quick: bool) -> dict[str, float] | str:
-    """What a case measures in a process of its own, or why it does not."""
-    command = [sys.executable, "-m", "divax.benchmarks.measure", module, case, str(int(quick))]
-    extra = getattr(importlib.import_module(f"divax.benchmarks.{module}"), "ENVIRONMENT", {})
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, **extra}
-    )
-    if done.returncode:
-        return (done.stderr.strip().splitlines() or ["died"])[-1]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def interleaved(module: str, quick: bool, rounds: int, tell: Callable[[str], None]) -> Results:
-    """The medians of every case of a module, the cases taking turns."""
-    cases = importlib.import_module(f"divax.benchmarks.{module}").CASES
-    found: dict[str, list[dict[str, float]]] = {case: [] for case in cases}
-    skipped: dict[str, str] = {}
-    for _ in range(rounds):
-        for case in cases:
-            if case in skipped:
-                continue
-            result = fresh(module, case, quick)
-            if isinstance(result, str):
-                skipped[case] = result
-                tell(f"{module} {case}: skipped, {result}")
-            else:
-                found[case].append(result)
-                shown = " ".join(f"{key} {value:.4g}" for key, value in result.items())
-                tell(f"{module} {case}: {shown} (load {os.getloadavg()[0]:.1f})")
-    median = lambda runs: {k: statistics.median(run[k] for run in runs) for k in runs[0]}  # noqa: E731
-    return {case: median(runs) for case, runs in found.items() if runs}
-
-
-def over(id: str, what: str, found: Results, a: str, b: str, key: str, **asked: Any) -> list[Bar]:
-    """The bar a/b, if both were measured."""
-    if a not in found or b not in found:
-        return []
-    cpu = found[a]["cpu"] / found[b]["cpu"] if key == "wall" else None
-    return [Bar(id, what, found[a][key] / found[b][key], cpu=cpu, **asked)]
-
-
-def main() -> None:
-    """Runs one case: `python -m divax.benchmarks.measure MODULE CASE QUICK`."""
-    from divax.benchmarks.measure import SkippedError as Skipped
-
-    module, case, quick = sys.argv[1:]
-    cases = importlib.import_module(f"divax.benchmarks.{module}").CASES
+def _forget_peak() -> float | None:
+    """Bytes resident now, from which the peak starts again; None where the system does not tell."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        # What the allocator holds back would hide what the call needs.
+        trim(0)
     try:
-        print(json.dumps(cases[case](bool(int(quick)))))
-    except (Skipped, ImportError) as missing:
-        sys.exit(f"{missing}")
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return None
+    return _status("VmRSS")
 
 
-if __name__ == "__main__":
-    main()
+def _status(field: str) -> float | None:
+    try:
+        text = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return None
+    found = re.search(rf"{field}:\s+(\d+) kB", text)
+    return float(found[1]) * 1024 if found else None

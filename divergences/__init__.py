@@ -30,7 +30,7 @@ Members, by what they compute (`get` and `names` reach them by their snake-case 
 - frontiers: `divergence_frontier` (a `Frontier`), its `frontier_area`, `mauve`, and `smoothed_log_counts` for histograms.
 
 From hidden states and heads (`LinearHead`), the logits never all there: `fused_linear` (a `FusedSum`), `fused_linear_rows`.
-From a vocabulary that is spread over devices: `vocabulary_parallel`.
+From a vocabulary that is spread over devices: `vocabulary_parallel`; from heads that are, `VocabularySharding`.
 
 Algebra: `+`, scalar `*` and `.dual()` make a `Mixture`, an `FMixture`, a `Dual` or an `FDual`; `mixture` does so by hand;
 `symmetrized` and `skewed` (a `Skewed` or an `FSkewed`) wrap any member, `Tempered` softens both rows; `.normalized()`
@@ -194,3 +194,4 @@ from divax.divergences.triangular import Triangular as Triangular
 from divax.divergences.vocabulary import universal_logit_distance as universal_logit_distance
 from divax.divergences.vocabulary_mmd import VocabularyMMD as VocabularyMMD
 from divax.divergences.vocabulary_parallel import vocabulary_parallel as vocabulary_parallel
+from divax.divergences.vocabulary_sharding import VocabularySharding as VocabularySharding

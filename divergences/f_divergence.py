@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import functools
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from divax.divergences.base import AbstractDivergence, InfiniteAt
-from divax.divergences.logit_gradient import bounded, centred, instantiate, is_zero
+from divax.divergences.logit_gradient import bounded, centred, instantiate, is_zero, slope_sums
 from divax.divergences.row_blocks import by_blocks, by_machine
 from divax.divergences.rows import Pair, Rows, pair_at, split_rows
 
@@ -61,6 +62,8 @@ class AbstractFDivergence(AbstractDivergence):
     """D(p, q) = D(q, p)."""
     smooth: ClassVar[bool] = True
     """f is twice differentiable; T² is then the right factor for a temperature."""
+    slopes_cancel: ClassVar[tuple[bool, bool]] = (False, False)
+    """The target's slopes, and the model's, are ±(p − q): they add up to 0, and their gradient is exact also at p ≈ 1."""
 
     @abc.abstractmethod
     def summand(self, pair: Pair) -> jax.Array:
@@ -201,7 +204,10 @@ def _edge(limit: Any, mass: jax.Array, present: jax.Array) -> jax.Array:
 
 
 def _value(div: AbstractFDivergence, target: jax.Array, model: jax.Array, full: bool) -> jax.Array:
-    rows = split_rows(target, model, full=full)
+    return _value_of(div, split_rows(target, model, full=full), full)
+
+
+def _value_of(div: AbstractFDivergence, rows: Rows, full: bool) -> jax.Array:
     inner = jnp.sum(div.summand(rows.common), -1)
     if full:
         return inner
@@ -221,40 +227,62 @@ def _rows(div: AbstractFDivergence, target: jax.Array, model: jax.Array) -> jax.
 @functools.partial(_rows.defjvp, symbolic_zeros=True)
 def _rows_jvp(primals, tangents):
     div, target, model = primals
-    moving = [not isinstance(dot, SymbolicZero) for dot in tangents[1:]]
+    moving = tuple(not isinstance(dot, SymbolicZero) for dot in tangents[1:])
     dots = [dot for dot, moves in zip(tangents[1:], moving, strict=True) if moves]
-    div_dot = None
+
+    def here(target, model, *dots):
+        both = functools.partial(_value_and_gradients, div, moving)
+        value, gradients = by_blocks(both, div, target, model)
+        gradients = [gradient for gradient in gradients if gradient is not None]
+        terms = [jnp.sum(g * dot, -1) for g, dot in zip(gradients, dots, strict=True)]
+        return value, sum(terms, start=jnp.zeros_like(value))
+
     if not all(
         isinstance(dot, SymbolicZero) for dot in jax.tree.leaves(tangents[0], is_leaf=is_zero)
     ):
         div_dot = jax.tree.map(instantiate, tangents[0], is_leaf=is_zero)
-    tangent = functools.partial(_tangent, div, div_dot, moving)
-    here = lambda t, s, *dots: (_rows(div, t, s), by_blocks(tangent, div, t, s, *dots))  # noqa: E731
-    if div_dot is not None:
-        return here(target, model, *dots)
+        value, tangent = here(target, model, *dots)
+        by_parameters = functools.partial(_parameter_tangent, div, div_dot)
+        return value, tangent + by_blocks(by_parameters, div, target, model)
     from divax.divergences.row_reduce import reduced_tangent
 
-    return by_machine(
-        here, functools.partial(reduced_tangent, moving, div), div, target, model, *dots
-    )
+    elsewhere = functools.partial(reduced_tangent, moving, div)
+    return by_machine(here, elsewhere, div, target, model, *dots)
 
 
-def _tangent(div, div_dot, moving, target, model, *dots, full):
-    """The derivative of each row; of the logits of the sides that move there is a dot each."""
-    rows, dots = split_rows(target, model, full=full), list(dots)
-    tangent = jnp.zeros(target.shape[:-1], target.dtype)
-    if moving[0]:
+def _value_and_gradients(div, moving, target, model, *, full):
+    """The value of each row, and its gradients by the logits of the sides that move, from the same exponentials."""
+    rows = split_rows(target, model, full=full)
+    return _value_of(div, rows, full), sided_gradients(div, moving, rows, full)
+
+
+def sided_slopes(div: AbstractFDivergence, wanted: Sequence[Any], rows: Rows, full: bool) -> list:
+    """(slope, probability) of each side that is wanted, None of others."""
+    sides: list[Any] = [None, None]
+    if wanted[0]:
         beyond = 0 if full else _finite(div.slope_at_infinity) * rows.p_only
-        slope = bounded(div.target_slope(rows.common)) + beyond
-        tangent += jnp.sum(centred(slope, rows.p, rows.p_top) * dots.pop(0), -1)
-    if moving[1]:
+        sides[0] = bounded(div.target_slope(rows.common)) + beyond, rows.p
+    if wanted[1]:
         below = 0 if full else _finite(div.f_at_zero) * rows.q_only
-        slope = bounded(div.model_slope(rows.common)) + below
-        tangent += jnp.sum(centred(slope, rows.q, rows.q_top) * dots.pop(0), -1)
-    if div_dot is not None:
-        finite_part = lambda d: jnp.sum(d.summand(rows.common), -1) + _finite_edges(d, rows)  # noqa: E731
-        tangent += jax.jvp(finite_part, (div,), (div_dot,))[1]
-    return tangent
+        sides[1] = bounded(div.model_slope(rows.common)) + below, rows.q
+    return sides
+
+
+def sided_gradients(div, wanted, rows, full) -> list[jax.Array | None]:
+    """The gradients by the logits of each side that is wanted."""
+    sides = sided_slopes(div, wanted, rows, full)
+    return [
+        None if side is None else centred(*side, slope_sums(*side, cancel=cancel, most=most))
+        for side, cancel, most in zip(
+            sides, div.slopes_cancel, rows.most or (None, None), strict=True
+        )
+    ]
+
+
+def _parameter_tangent(div, div_dot, target, model, *, full):
+    rows = split_rows(target, model, full=full)
+    finite_part = lambda d: jnp.sum(d.summand(rows.common), -1) + _finite_edges(d, rows)  # noqa: E731
+    return jax.jvp(finite_part, (div,), (div_dot,))[1]
 
 
 def _finite(limit: Any) -> Any:

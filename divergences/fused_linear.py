@@ -18,6 +18,7 @@ from divax.divergences.linear_head import LinearHead, LinearLogits, linear_logit
 from divax.divergences.numerics import Scalar
 from divax.divergences.row_form import DivergenceForm, softened
 from divax.divergences.token_walk import Operands, Plan, walk_tokens
+from divax.divergences.vocabulary_sharding import ShardedWalk, VocabularySharding
 from divax.divergences.vocabulary_walk import walk_vocabulary
 from divax.divergences.walk_gradients import Walk, one_shot, two_phase, weighted_sum
 
@@ -57,6 +58,7 @@ def fused_linear(
     chunk: int | None = None,
     vocab_chunk: int | None = None,
     implementation: Implementation | None = None,
+    sharding: VocabularySharding | None = None,
 ) -> FusedSum:
     r"""Sum over tokens of a divergence between two models, from their hidden states.
 
@@ -88,6 +90,8 @@ def fused_linear(
             KLs, Jeffreys and their mixtures, three times for others); for the rest, for caches and for derivatives by
             parameters it is "fast" with the same chunk. Default: "reference" up to 4 million logits, where memory is
             no matter; "lean" from V = 524288 on, where a chunk's logits are; "fast" between.
+        sharding: where the heads are spread over devices by their vocabulary, which then walk together, each over its
+            own columns. Chunks are counted on a device.
 
     Returns:
         Total and count, float32 (float64 if an input is). Arithmetic is in that precision also for bfloat16 inputs, whose
@@ -117,7 +121,7 @@ def fused_linear(
     """
     sides = _sides(model_hidden, model_head, target_hidden, target_head, target, mask)
     plan, operands, walk = _problem(
-        div, sides, temperature, vocab_size, chunk, vocab_chunk, implementation
+        div, sides, temperature, vocab_size, (chunk, vocab_chunk), implementation, sharding
     )
     count = jnp.sum(sides.weights)
     if walk is None:
@@ -141,6 +145,7 @@ def fused_linear_rows(
     chunk: int | None = None,
     vocab_chunk: int | None = None,
     implementation: Implementation | None = None,
+    sharding: VocabularySharding | None = None,
 ) -> jax.Array:
     """A divergence between two models at every token, from their hidden states, to be used in any way.
 
@@ -161,6 +166,7 @@ def fused_linear_rows(
         chunk: tokens at a time.
         vocab_chunk: tokens of the vocabulary at a time.
         implementation: as in `fused_linear`.
+        sharding: likewise.
 
     Returns:
         `[...]`, float32 (float64 if an input is). Reverse mode only: forward mode and second derivatives are a TypeError,
@@ -182,7 +188,7 @@ def fused_linear_rows(
     """
     sides = _sides(model_hidden, model_head, target_hidden, target_head, target, mask)
     plan, operands, walk = _problem(
-        div, sides, temperature, vocab_size, chunk, vocab_chunk, implementation
+        div, sides, temperature, vocab_size, (chunk, vocab_chunk), implementation, sharding
     )
     rows = dense_outputs(plan, operands) if walk is None else two_phase(walk, plan, operands)
     return jnp.where(sides.weights != 0, rows, 0).reshape(jnp.shape(model_hidden)[:-1])
@@ -260,9 +266,9 @@ def _problem(
     sides: _Sides,
     temperature: Scalar,
     vocab_size: int | None,
-    chunk: int | None,
-    vocab_chunk: int | None,
+    chunks: tuple[int | None, int | None],
     implementation: Implementation | None,
+    sharding: VocabularySharding | None,
 ) -> tuple[Plan, Operands, Walk | None]:
     """The plan, its operands, and the walk; None for the reference."""
     _check(div, temperature, implementation)
@@ -271,17 +277,31 @@ def _problem(
     full = all(side.bias is None for side in sides.models)
     form = _form(div, full=full) if sides.cache is None else None
     of_logits = of_pair if sides.cache is None else of_cache
-    plan = make_plan(of_logits, form, size, chunk, vocab_chunk)
+    plan = make_plan(of_logits, form, size, *chunks)
     plain = isinstance(temperature, int | float) and temperature == 1
     params = (_as_pytree(div), None if plain else jnp.asarray(temperature))
     operands = Operands(params, sides.models, sides.cache, sides.weights != 0)
-    how = implementation or default_implementation(count, size, div)
+    return plan, operands, chosen_walk(implementation, count, size, sharding)
+
+
+def chosen_walk(
+    implementation: Implementation | None,
+    count: int,
+    vocab_size: int,
+    sharding: VocabularySharding | None,
+) -> Walk | None:
+    """What walks; None for the reference."""
+    devices = 1 if sharding is None else sharding.devices
+    how = implementation or default_implementation(count, vocab_size // devices)
+    if sharding is not None and implementation is None and how == "reference":
+        how = "fast"
     if how == "reference" or not count:
-        return plan, operands, None
-    return plan, operands, walk_vocabulary if how == "lean" else walk_tokens
+        return None
+    walk = walk_vocabulary if how == "lean" else walk_tokens
+    return walk if sharding is None else ShardedWalk(walk, sharding)
 
 
-def default_implementation(count: int, vocab_size: int, div: Any) -> Implementation:
+def default_implementation(count: int, vocab_size: int) -> Implementation:
     """By the number of logits, and by that of one token where few tokens are too many."""
     if count * vocab_size <= 2**22:
         return "reference"
@@ -361,6 +381,15 @@ def _check(div: Any, temperature: Scalar, implementation: Implementation | None)
         raise TypeError(f"div must be a divergence such as ForwardKL(), got {div!r}")
     if isinstance(temperature, int | float) and not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
+    check_implementation(implementation)
+
+
+def check_implementation(implementation: object) -> None:
+    """Refuses what is no `Implementation`.
+
+    Raises:
+        ValueError: it is none.
+    """
     if implementation not in (None, *get_args(Implementation)):
         names = ", ".join(map(repr, get_args(Implementation)))
         raise ValueError(f"implementation={implementation!r} is none of {names}, or None")

@@ -35,6 +35,7 @@ class ForwardKL(AbstractFDivergence):
 
     spec_name = "forward_kl"
     formula = "Σ p log(p/q)"
+    slopes_cancel = (False, True)
 
     def summand(self, pair: Pair) -> jax.Array:
         """p·log(p/q) − p + q."""
@@ -91,6 +92,7 @@ class ReverseKL(AbstractFDivergence):
 
     spec_name = "reverse_kl"
     formula = "Σ q log(q/p)"
+    slopes_cancel = (True, False)
 
     def summand(self, pair: Pair) -> jax.Array:
         """q·log(q/p) − q + p."""

@@ -8,46 +8,69 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+# An atom this likely is alone in being so, and slope − probability·Σ slope cancels there; below, that loses under two bits.
+_DOMINANT = 0.6
+
 
 class SlopeSums(NamedTuple):
     """What `centred` needs of a whole row; sums, so they add up over parts of the vocabulary.
 
     Attributes:
-        rest_slope: Σ slope over all but the likeliest atoms, `[..., 1]`.
+        total: Σ slope, `[..., 1]`.
+        rest_slope: Σ slope over all but a dominant atom; None where nothing cancels.
         rest: Σ probability over the same.
-        top_slope: Σ slope over the likeliest atoms.
-        tops: their number.
     """
 
-    rest_slope: jax.Array
-    rest: jax.Array
-    top_slope: jax.Array
-    tops: jax.Array
+    total: jax.Array
+    rest_slope: jax.Array | None = None
+    rest: jax.Array | None = None
 
 
-def slope_sums(slope: jax.Array, probability: jax.Array, top: jax.Array) -> SlopeSums:
-    """The sums over the last axis."""
-    return SlopeSums(
-        rest_slope=jnp.sum(jnp.where(top, 0, slope), -1, keepdims=True),
-        rest=jnp.sum(jnp.where(top, 0, probability), -1, keepdims=True),
-        top_slope=jnp.sum(jnp.where(top, slope, 0), -1, keepdims=True),
-        tops=jnp.sum(top, -1, keepdims=True),
-    )
+def slope_sums(
+    slope: jax.Array,
+    probability: jax.Array,
+    *,
+    cancel: bool = False,
+    most: jax.Array | None = None,
+) -> SlopeSums:
+    """The sums over the last axis.
+
+    Args:
+        slope: of every atom.
+        probability: likewise.
+        cancel: whether the slopes add up to 0 by themselves, as p − q do: the total is then enough.
+        most: the largest probability of each row; if none dominates, nobody's rest is added up.
+    """
+    total = jnp.sum(slope, -1, keepdims=True)
+    if cancel:
+        return SlopeSums(total)
+    if most is None:
+        return SlopeSums(total, *_rests(slope, probability))
+    unused = lambda *_: (jnp.zeros_like(total),) * 2  # noqa: E731
+    dominated = jnp.any(most > _DOMINANT)
+    return SlopeSums(total, *jax.lax.cond(dominated, _rests, unused, slope, probability))
 
 
-def centred(
-    slope: jax.Array, probability: jax.Array, top: jax.Array, sums: SlopeSums | None = None
-) -> jax.Array:
+def _rests(slope: jax.Array, probability: jax.Array) -> tuple[jax.Array, jax.Array]:
+    dominant = probability > _DOMINANT
+    return tuple(
+        jnp.sum(jnp.where(dominant, 0, x), -1, keepdims=True) for x in (slope, probability)
+    )  # type: ignore[return-value]
+
+
+def centred(slope: jax.Array, probability: jax.Array, sums: SlopeSums | None = None) -> jax.Array:
     """∂D/∂logits = slope − probability·Σ slope, the softmax Jacobian in closed form.
 
-    At a single likeliest atom of probability near one, slope − probability·Σ slope cancels: with rest sums R over the
-    other atoms it is slope·(1 − probability) − probability·R(slope), and 1 − probability = R(probability) is exact.
-    For a part of the vocabulary, `sums` are those of all of it.
+    At an atom of probability near one, slope − probability·Σ slope cancels: with rest sums R over the other atoms it is
+    slope·(1 − probability) − probability·R(slope), and 1 − probability = R(probability) is exact. For a part of the
+    vocabulary, `sums` are those of all of it.
     """
-    sums = slope_sums(slope, probability, top) if sums is None else sums
-    gradient = slope - probability * (sums.rest_slope + sums.top_slope)
+    sums = slope_sums(slope, probability) if sums is None else sums
+    gradient = slope - probability * sums.total
+    if sums.rest_slope is None or sums.rest is None:
+        return gradient
     near_one = slope * sums.rest - probability * sums.rest_slope
-    return jnp.where(top & (sums.tops == 1), near_one, gradient)
+    return jnp.where(probability > _DOMINANT, near_one, gradient)
 
 
 def bounded(slope: jax.Array) -> jax.Array:

@@ -87,8 +87,7 @@ def alone(seen: jax.Array, tops: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.
 
 def undivided(total: jax.Array) -> SlopeSums:
     """Sums of a row whose likeliest atom is not told apart."""
-    zero = jnp.zeros_like(total)
-    return SlopeSums(rest_slope=total, rest=zero, top_slope=zero, tops=zero)
+    return SlopeSums(total)
 
 
 def finite_top(top: jax.Array) -> jax.Array:

@@ -49,16 +49,21 @@ def capped(exponent: jax.Array) -> jax.Array:
     return jnp.minimum(exponent, 700.0 if exponent.dtype == jnp.float64 else EXP_MAX)
 
 
+def excess_over_square(x: jax.Array) -> jax.Array:
+    """(e^x − 1 − x)/x² for |x| < 1, by its series: no exponential, and nothing cancels."""
+    terms = _SERIES_TERMS if x.dtype == jnp.float64 else _SERIES_TERMS_FLOAT32
+    series = jnp.full_like(x, 1.0 / math.factorial(terms + 1))
+    for k in range(terms, 1, -1):
+        series = series * x + 1.0 / math.factorial(k)
+    return series
+
+
 def expm1_excess(x: jax.Array) -> jax.Array:
     """e^x − 1 − x ≥ 0, to full relative accuracy; +inf where it overflows."""
     small = jnp.abs(x) < _SERIES_BELOW
     near = jnp.where(small, x, jnp.zeros_like(x))
-    terms = _SERIES_TERMS if x.dtype == jnp.float64 else _SERIES_TERMS_FLOAT32
-    series = jnp.full_like(x, 1.0 / math.factorial(terms + 1))
-    for k in range(terms, 1, -1):
-        series = series * near + 1.0 / math.factorial(k)
     far = jnp.where(small, jnp.ones_like(x), x)
-    return jnp.where(small, near * near * series, jnp.expm1(far) - far)
+    return jnp.where(small, near * near * excess_over_square(near), jnp.expm1(far) - far)
 
 
 def exprel(x: jax.Array) -> jax.Array:
@@ -98,24 +103,42 @@ def scaled_expm1(mass: jax.Array, log_scaled: jax.Array, rate: Scalar, x: jax.Ar
     return jnp.where(small, near, (jnp.exp(exponent) - mass) / safe_rate)
 
 
+def _log1p_below_one(y: jax.Array) -> jax.Array:
+    """log(1 + y) for −1/2 ≤ y ≤ 1, to full relative accuracy, as 2·artanh z with z = y/(2 + y), |z| ≤ 1/3.
+
+    The first term left out is z^{2·terms}/(2·terms + 1), below 4e-9 of the leading one in float32, 1e-17 in double. It takes
+    a third of the time of a compiler's log1p, which is two logarithms.
+    """
+    z = y / (2 + y)
+    square = z * z
+    terms = 17 if y.dtype == jnp.float64 else 8
+    series = jnp.full_like(y, 1.0 / (2 * terms - 1))
+    for k in range(terms - 1, 0, -1):
+        series = series * square + 1.0 / (2 * k - 1)
+    return 2 * z * series
+
+
 def difference(p: jax.Array, q: jax.Array, log_u: jax.Array) -> jax.Array:
-    """P − q from log u = log(p/q), to full relative accuracy even where p ≈ q."""
-    above = log_u > 0
-    # Not −|log u|: its derivative at 0, where p = q, would have the wrong sign.
-    smaller = jnp.expm1(jnp.where(above, -log_u, log_u))
-    return jnp.where(above, -p * smaller, q * smaller)
+    """P − q from log u = log(p/q), to full relative accuracy even where p ≈ q.
+
+    For |log u| < 1 it is q·(u − 1), u − 1 = log u + (log u)²·S by series; beyond, one is e times the other or more, and
+    their difference loses nothing. No exponential is taken besides those in p and q.
+    """
+    near = jnp.abs(log_u) < _SERIES_BELOW
+    x = jnp.where(near, log_u, jnp.zeros_like(log_u))
+    return jnp.where(near, q * (x + x * x * excess_over_square(x)), p - q)
 
 
 def bregman(p: jax.Array, q: jax.Array, log_u: jax.Array) -> jax.Array:
     """p·log(p/q) − p + q ≥ 0, the summand of KL(p‖q), to full relative accuracy.
 
     The naive sum Σ p·log(p/q) has relative error 0.5 at V = 32768 for logits that differ by 1e-3; every summand here is
-    non-negative and rounded once. Near and above u = 1 it is p·(e^{−d} − 1 + d); far below, e^{−d} may overflow
-    while p·e^{−d} = q does not, hence the second form, whose terms no longer cancel there.
+    non-negative and rounded once. For d = log u, |d| < 1, it is p·(e^{−d} − 1 + d) by series; beyond, the terms as they
+    are cancel by less than a factor of (p·|d| + p + q)/summand < 7.
     """
-    below = log_u < -1
-    x = jnp.where(below, jnp.zeros_like(log_u), -log_u)
-    return jnp.where(below, q - p + p * log_u, p * expm1_excess(x))
+    near = jnp.abs(log_u) < _SERIES_BELOW
+    x = jnp.where(near, -log_u, jnp.zeros_like(log_u))
+    return jnp.where(near, p * (x * x * excess_over_square(x)), (q - p) + p * log_u)
 
 
 def mixture_log_ratios(weight: Scalar, log_u: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -132,12 +155,15 @@ def mixture_log_ratios(weight: Scalar, log_u: jax.Array) -> tuple[jax.Array, jax
     x = jnp.where(heavy_is_p, -log_u, log_u)
     log_w = jnp.where(w > 0, jnp.log(jnp.where(w > 0, w, 1)), -1e9)
     dominated = log_w + x > 0
-    x_small = jnp.where(dominated, jnp.zeros_like(x), jnp.minimum(x, EXP_MAX))
-    ell_small = jnp.log1p(w * jnp.expm1(x_small))
-    # A sum of positive terms, and at most 3/4 (x > log 2 here): its logarithm has nothing to cancel either.
-    x_large = jnp.where(dominated, x, jnp.ones_like(x))
-    light_share = jnp.where(dominated, w + (1 - w) * jnp.exp(-x_large), jnp.ones_like(x))
-    log_m_over_light = jnp.log(light_share)
-    heavy = -jnp.where(dominated, x_large + log_m_over_light, ell_small)
-    light = jnp.where(dominated, -log_m_over_light, x - ell_small)
+    # One exponential for both: e^x, or e^{−x}/w where the light component dominates.
+    exponential = jnp.exp(capped(jnp.where(dominated, -x - log_w, x)))
+    near = jnp.abs(x) < _SERIES_BELOW
+    d = jnp.where(near, x, jnp.zeros_like(x))
+    e_x_minus_one = jnp.where(near, d + d * d * excess_over_square(d), exponential - 1)
+    # Where it does, log(w + (1 − w)e^{−x}) = log w + log(1 + y), at most log 3/4 (x > log 2 here): nothing cancels.
+    y = jnp.where(dominated, (1 - w) * exponential, w * e_x_minus_one)
+    log_1p = _log1p_below_one(y)
+    log = log_w + log_1p
+    heavy = -jnp.where(dominated, x + log, log_1p)
+    light = jnp.where(dominated, -log, x - log_1p)
     return jnp.where(heavy_is_p, heavy, light), jnp.where(heavy_is_p, light, heavy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +15,6 @@ _BLOCK = 2**18
 # Below this nothing is gained, and a block of fewer elements is not worth a turn of a loop.
 _SMALL = 2**20
 _SHORTEST = 2**14
-_MODERATE = 1e15
 
 
 def by_blocks(fun: Callable[..., Any], div: Any, *arrays: jax.Array) -> Any:
@@ -26,7 +25,7 @@ def by_blocks(fun: Callable[..., Any], div: Any, *arrays: jax.Array) -> Any:
     order and mode.
 
     Args:
-        fun: of rows `[..., V]` and the keyword `full`, whether all logits are `moderate` (the first two arrays are
+        fun: of rows `[..., V]` and the keyword `full`, whether all logits are `finite` (the first two arrays are
             they), to a pytree of `[..., *]`.
         div: what `fun` is made of; one with matrices, which may belong to rows, is not cut.
         arrays: `[..., V]` with the same leading axes.
@@ -47,7 +46,7 @@ def by_blocks(fun: Callable[..., Any], div: Any, *arrays: jax.Array) -> Any:
     at_once = functools.partial(fun, full=False)
 
     def in_blocks(*arrays: jax.Array) -> Any:
-        return jax.lax.cond(moderate(arrays[:2]), *(cut(full) for full in (True, False)), *arrays)
+        return jax.lax.cond(finite(*arrays[:2]), *(cut(full) for full in (True, False)), *arrays)
 
     def cut(full: bool):
         of_block = jax.checkpoint(functools.partial(fun, full=full), prevent_cse=False)
@@ -93,10 +92,9 @@ def _has_matrices(div: Any) -> bool:
     return any(jnp.ndim(leaf) > 1 for leaf in jax.tree.leaves(div))
 
 
-def moderate(arrays: Sequence[jax.Array]) -> jax.Array:
-    """Whether everything is finite and so moderate that differences do not overflow."""
-    extremes = jnp.stack([f(x) for x in arrays for f in (jnp.max, jnp.min)])
-    return jnp.all(jnp.abs(extremes) < _MODERATE)
+def finite(target: jax.Array, model: jax.Array) -> jax.Array:
+    """Whether all logits and their differences are finite, in one reading: 0·x is NaN where x is not."""
+    return jnp.sum(0 * (target - model)) == 0
 
 
 def block_rows(shape: tuple[int, ...]) -> int | None:

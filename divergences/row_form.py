@@ -12,12 +12,12 @@ import jax.numpy as jnp
 
 from divax.divergences.algebra import FMixture
 from divax.divergences.base import divergence
-from divax.divergences.f_divergence import AbstractFDivergence, _edge, _finite
+from divax.divergences.f_divergence import AbstractFDivergence, _edge, sided_slopes
 from divax.divergences.jeffreys import Jeffreys
 from divax.divergences.kl import ForwardKL, ReverseKL
-from divax.divergences.logit_gradient import SlopeSums, bounded, centred, slope_sums
+from divax.divergences.logit_gradient import SlopeSums, centred, slope_sums
 from divax.divergences.numerics import Scalar
-from divax.divergences.rows import Rows, split_centred
+from divax.divergences.rows import Pair, Rows, split_centred
 
 
 class Part(NamedTuple):
@@ -173,6 +173,12 @@ class FSums(NamedTuple):
     q_alone: jax.Array
 
 
+def _offset(first: FirstReading) -> jax.Array:
+    """Log u = (target − model) − offset, with one logarithm of a ratio near 1."""
+    apart = first.target.top - first.model.top
+    return apart + jnp.log(first.target.total / first.model.total)
+
+
 @divergence
 class DivergenceForm(AbstractRowForm):
     """An f-divergence of two rows, sides (target, model).
@@ -209,11 +215,24 @@ class DivergenceForm(AbstractRowForm):
 
     def rows_of(self, first: FirstReading, part: Part) -> Rows:
         """The part, split by support."""
+        if self.full:
+            return self._full_rows_of(first, part)
         legal = (first.target.top > -jnp.inf) & (first.model.top > -jnp.inf)
         target, model = self._softened(part)
         return split_centred(
             centre_at(target, first.target), centre_at(model, first.model), legal[:, None]
         )
+
+    def _full_rows_of(self, first: FirstReading, part: Part) -> Rows:
+        """Without −inf but in columns that do not belong to the part, where everything is 0."""
+        target, model = self._softened(part)
+        counts = target > -jnp.inf
+        log_p = (target - first.target.top[:, None]) - jnp.log(first.target.total)[:, None]
+        log_q = (model - first.model.top[:, None]) - jnp.log(first.model.total)[:, None]
+        log_u = jnp.where(counts, (target - model) - _offset(first)[:, None], 0)
+        common = Pair(jnp.exp(log_p), jnp.exp(log_q), log_p, log_q, log_u)
+        none, never = jnp.zeros_like(log_u), jnp.zeros(log_u.shape[:-1], bool)
+        return Rows(common, common.p, common.q, none, none, never, never)
 
     def values(self, first: FirstReading, part: Part) -> FSums:
         """Σ q·f(u), and what lies outside the common support."""
@@ -232,15 +251,8 @@ class DivergenceForm(AbstractRowForm):
         return values.inner + below + beyond, None
 
     def _sloped(self, rows: Rows, wanted: tuple[bool, ...]):
-        """(slope, probability, likeliest) of each side that is wanted."""
-        sides: list[Any] = [None, None]
-        if wanted[0]:
-            beyond = 0 if self.full else _finite(self.div.slope_at_infinity) * rows.p_only
-            sides[0] = bounded(self.div.target_slope(rows.common)) + beyond, rows.p, rows.p_top
-        if wanted[1]:
-            below = 0 if self.full else _finite(self.div.f_at_zero) * rows.q_only
-            sides[1] = bounded(self.div.model_slope(rows.common)) + below, rows.q, rows.q_top
-        return sides
+        """(slope, probability) of each side that is wanted."""
+        return sided_slopes(self.div, wanted, rows, self.full)
 
     def slopes(self, first: FirstReading, part: Part, wanted: tuple[bool, ...]) -> Any:
         """`SlopeSums` of each side that is wanted."""
@@ -251,14 +263,10 @@ class DivergenceForm(AbstractRowForm):
         """Σ model_slope: 0 for KL(p‖q), KL(q‖p) itself for the other."""
         if not self._tells(wanted):
             return None
-        # log u is (target − model) − offset, with the same rounding of the offset as in every part.
-        log_totals = (jnp.log(side.total) for side in (first.target, first.model))
-        offset = (first.target.top - first.model.top) + jnp.subtract(*log_totals)
+        offset = _offset(first)
         reverse = 0 if first.gap is None else offset - first.gap
         total = self._gap_weight * reverse + jnp.zeros_like(offset)
-        zero = jnp.zeros_like(total)[:, None]
-        # No likeliest atom is counted: without sums of the rest there is no use for it.
-        return None, SlopeSums(rest_slope=total[:, None], rest=zero, top_slope=zero, tops=zero)
+        return None, SlopeSums(total=total[:, None])
 
     def gradient(
         self,
@@ -270,12 +278,16 @@ class DivergenceForm(AbstractRowForm):
     ) -> tuple[jax.Array | None, ...]:
         """weight·(slope − probability·Σ slope)."""
         sides = self._sloped(self.rows_of(first, part), wanted)
-        if self.temperature is not None:
-            weights = weights / self.temperature.astype(weights.dtype)
+        weights = self._weighed(weights)
         return tuple(
             None if side is None else weights[:, None] * centred(*side, sums)
             for side, sums in zip(sides, slopes, strict=True)
         )
+
+    def _weighed(self, weights: jax.Array) -> jax.Array:
+        if self.temperature is None:
+            return weights
+        return weights / self.temperature.astype(weights.dtype)
 
     def _softened(self, part: Part) -> list[jax.Array]:
         return [softened(one, self.temperature) for one in part.logits]

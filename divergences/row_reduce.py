@@ -24,9 +24,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from divax.divergences.f_divergence import AbstractFDivergence, _edge, _finite
+from divax.divergences.f_divergence import AbstractFDivergence, _edge, _finite, sided_slopes
 from divax.divergences.kl_reading import from_one_reading, kl_weights
-from divax.divergences.logit_gradient import bounded, centred, slope_sums
+from divax.divergences.logit_gradient import centred, slope_sums
 from divax.divergences.logit_reading import (
     Reading,
     Scalars,
@@ -97,15 +97,8 @@ def _placed(logits: jax.Array, top: jax.Array, total: jax.Array):
 
 
 def _sloped(div: AbstractFDivergence, rows: Rows, wanted: Sequence[Any]) -> list:
-    """(slope, probability, likeliest) of each side that is wanted (neither None nor False)."""
-    sides: list[Any] = [None, None]
-    if wanted[0]:
-        slope = bounded(div.target_slope(rows.common))
-        sides[0] = slope + _finite(div.slope_at_infinity) * rows.p_only, rows.p, rows.p_top
-    if wanted[1]:
-        slope = bounded(div.model_slope(rows.common))
-        sides[1] = slope + _finite(div.f_at_zero) * rows.q_only, rows.q, rows.q_top
-    return sides
+    """(slope, probability) of each side that is wanted (neither None nor False)."""
+    return sided_slopes(div, wanted, rows, False)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -134,7 +127,7 @@ def _plain(wanted: tuple[bool, ...], div: Any, target: jax.Array, model: jax.Arr
     )
     rows = split_rows(target, model)
     sums = [None if side is None else slope_sums(*side) for side in _sloped(div, rows, wanted)]
-    sums = [None if one is None else undivided(one.rest_slope + one.top_slope) for one in sums]
+    sums = [None if one is None else undivided(one.total) for one in sums]
     value = jnp.sum(div.summand(rows.common), -1)
     value += _edge(div.f_at_zero, rows.q_only, rows.has_q_only)
     value += _edge(div.slope_at_infinity, rows.p_only, rows.has_p_only)

@@ -93,9 +93,9 @@ def _tangent(div, div_dot, moving, target, model, *dots, full):
     tangent = jnp.zeros(target.shape[:-1], target.dtype)
     by_target, by_model = (bounded(slope) for slope in div.slopes(rows))
     if moving[0]:
-        tangent += jnp.sum(centred(by_target, rows.p, rows.p_top) * dots.pop(0), -1)
+        tangent += jnp.sum(centred(by_target, rows.p) * dots.pop(0), -1)
     if moving[1]:
-        tangent += jnp.sum(centred(by_model, rows.q, rows.q_top) * dots.pop(0), -1)
+        tangent += jnp.sum(centred(by_model, rows.q) * dots.pop(0), -1)
     if div_dot is not None:
         value, by_parameters = jax.jvp(lambda d: d.value(rows), (div,), (div_dot,))
         # Where the value is +inf it stays so for nearby parameters, and ∞ − ∞ must not leave a NaN.

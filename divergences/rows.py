@@ -64,8 +64,7 @@ class Rows(NamedTuple):
         q_only: model probability of atoms that the target rules out, zero elsewhere.
         has_p_only: whether a row has such an atom (its probability may have underflowed to zero).
         has_q_only: likewise.
-        p_top: the likeliest target atoms of each row.
-        q_top: likewise.
+        most: the largest target and model probability of each row, `[..., 1]`; None where nobody knows.
     """
 
     common: Pair
@@ -75,8 +74,7 @@ class Rows(NamedTuple):
     q_only: jax.Array
     has_p_only: jax.Array
     has_q_only: jax.Array
-    p_top: jax.Array
-    q_top: jax.Array
+    most: tuple[jax.Array, jax.Array] | None = None
 
 
 def _centre(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -86,7 +84,7 @@ def _centre(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     Nothing is further below the maximum than 1e15 (1e150 in double), far beyond where its exponential is 0: the
     difference from the most negative float, with which many mask, may overflow, and its square does.
     """
-    deepest = -1e150 if logits.dtype == jnp.float64 else -1e15
+    deepest = _deepest(logits.dtype)
     top = jnp.max(logits, axis=-1, keepdims=True)
     one_hot = jnp.where(logits == jnp.inf, 0.0, -jnp.inf).astype(logits.dtype)
     logits = jnp.where(top == jnp.inf, one_hot, logits)
@@ -136,16 +134,21 @@ def _full_rows(target: jax.Array, model: jax.Array) -> Rows:
     """`split_rows` of finite logits, with one exponential per logit."""
     (t, e_t), (s, e_s) = (_exponentials(x) for x in (target, model))
     zt, zs = (jnp.sum(e, -1, keepdims=True) for e in (e_t, e_s))
-    log_zt, log_zs = jnp.log(zt), jnp.log(zs)
-    log_u = (t - s) - (log_zt - log_zs)
-    common = Pair(e_t / zt, e_s / zs, t - log_zt, s - log_zs, log_u)
+    # One logarithm of the ratio, near 1, and not the difference of two, which are near log V.
+    log_u = (t - s) - jnp.log(zt / zs)
+    common = Pair(e_t * (1 / zt), e_s * (1 / zs), t - jnp.log(zt), s - jnp.log(zs), log_u)
     none, never = jnp.zeros_like(t), jnp.zeros(t.shape[:-1], bool)
-    return Rows(common, common.p, common.q, none, none, never, never, t == 0, s == 0)
+    return Rows(common, common.p, common.q, none, none, never, never, (1 / zt, 1 / zs))
 
 
 def _exponentials(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    centred = logits - jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
+    top = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
+    centred = jnp.maximum(logits - top, _deepest(logits.dtype))
     return centred, jnp.exp(centred)
+
+
+def _deepest(dtype: jnp.dtype) -> float:
+    return -1e150 if dtype == jnp.float64 else -1e15
 
 
 def split_centred(
@@ -175,6 +178,4 @@ def split_centred(
         q_only=q_only,
         has_p_only=jnp.any(p_alone, -1),
         has_q_only=jnp.any(q_alone, -1),
-        p_top=(t == 0) & t_possible,
-        q_top=(s == 0) & s_possible,
     )

@@ -8,15 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from divax.divergences.chunk_form import make_part
 from divax.divergences.linear_head import LinearLogits, contract
 from divax.divergences.row_form import AbstractRowForm, Part
+from divax.divergences.steps import steps_of
 from divax.divergences.token_walk import (
     Operands,
     Plan,
     Walked,
     beyond_logits,
-    make_part,
-    steps_of,
     walk_tokens,
     wanted_sides,
     working_dtype,
@@ -57,7 +57,7 @@ class _Grid:
     """The cells of tokens × vocabulary, and loops over them; lives while a walk is traced."""
 
     def __init__(self, plan: Plan, operands: Operands, form: AbstractRowForm):
-        self.operands, self.form = operands, form
+        self.operands, self.form, self.shard = operands, form, plan.shard
         self.tokens = steps_of(operands.live.shape[0], plan.chunk)
         self.vocabulary = steps_of(plan.vocab_size, plan.vocab_chunk, multiple=128)
 
@@ -89,7 +89,8 @@ class _Grid:
         sides = [side.rows_at(self.tokens.start(i), self.tokens.size, live) for side in columns]
         raws = [side.raw() for side in sides]
         capped = [side.capped(raw) for side, raw in zip(sides, raws, strict=True)]
-        return make_part(self.vocabulary, j, capped, self.at(i, self.operands.rows)), sides, raws
+        rows = self.at(i, self.operands.rows)
+        return make_part(self.vocabulary, self.shard, j, capped, rows), sides, raws
 
     def each(self, of: Callable[[Any, Part, Any], Any], carry: Any) -> Any:
         """The carry as `of(index, part, chunk's carry)` leaves it in every cell, for a carry of `[N, ...]`."""
@@ -118,16 +119,15 @@ class _Grid:
             self.operands.rows,
         )
         merge = lambda i, part, first: self.form.merge(first, self.form.first(part))  # noqa: E731
-        return self.each(merge, self.form.first(empty))
+        return self.shard.merged(self.form.merge, self.each(merge, self.form.first(empty)))
 
     def added_up(self, first: Any, of: Callable[..., Any]) -> Any:
         """Σ over the vocabulary of `of(form, first, part)`, for every row."""
         add = lambda i, part, sums: jax.tree.map(  # noqa: E731
             jnp.add, sums, of(self.form, self.at(i, first), part)
         )
-        return self.each(
-            add, self.zeros(lambda: of(self.form, self.at(0, first), self._chunk_part()))
-        )
+        zeros = self.zeros(lambda: of(self.form, self.at(0, first), self._chunk_part()))
+        return self.shard.summed(self.each(add, zeros))
 
     def zeros(self, of: Callable[[], Any]) -> Any:
         """Zeros `[N, ...]` for what a function returns of a chunk."""
@@ -171,7 +171,9 @@ def _pull(grid: _Grid, first: Any, slopes: Any, values: Any, cotangents: Any, fl
 
     values, inputs, heads = grid.vocabulary.fold(over_vocabulary, (values, inputs, heads))
     leaves = map(_in_order, sides, inputs, heads)
-    return values, [leaf for group in leaves for leaf in group]
+    return grid.shard.summed(values) if known else values, [
+        leaf for group in leaves for leaf in group
+    ]
 
 
 def _in_order(side: LinearLogits, inputs: list, head: tuple[list, Any]) -> list:

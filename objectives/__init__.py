@@ -8,7 +8,7 @@ to both value and gradient, whatever it holds.
 | objective | loss per row |
 |---|---|
 | `distillation` | `w T² D(softmax(t/T), softmax(s/T)) + (1 - w) CE(s, y)`, any divergence `D` |
-| `distillation_from_hidden` | the same from two models' hidden states and heads, the logits in chunks |
+| `distillation_from_hidden` | the same from two models' hidden states and heads (`HiddenLogits`), the logits in chunks |
 | `cross_entropy` | `-log softmax(s)_y` |
 | `preference` | of a pair: `loss(beta (score(s_w) - score(s_l)))`, any admissible divergence |
 
@@ -98,6 +98,7 @@ Policy gradients, from per-token log-probs `[B, T]` of sampled completions:
 | `label_statistics`, `LabelStatistics` | the same with the collision probability of each distribution |
 | `token_statistics`, `TokenStatistics` | from hidden states: log-probs, entropies, divergences to a reference |
 | `token_loss` (of a `TokenLoss`) | a loss of these, token by token, its gradients in the same walk |
+| `token_loss_and_statistics` | both |
 | `align_causal`, `CausalTargets` | tokens to next-token labels and mask, packing included |
 
 Proof: `check_objective` tries any objective, yours too, given as an `ObjectiveCase` (with example inputs), on every law
@@ -192,6 +193,7 @@ from divax.objectives.enumeration import enumerate_task as enumerate_task
 from divax.objectives.expanded_vocabulary import NewTokens as NewTokens
 from divax.objectives.expanded_vocabulary import expanded_teacher as expanded_teacher
 from divax.objectives.expanded_vocabulary import new_tokens as new_tokens
+from divax.objectives.hidden_logits import HiddenLogits as HiddenLogits
 from divax.objectives.label_log_probs import LabelStatistics as LabelStatistics
 from divax.objectives.label_log_probs import label_log_probs as label_log_probs
 from divax.objectives.label_log_probs import label_statistics as label_statistics
@@ -305,6 +307,9 @@ from divax.objectives.token_risk import sequential_risk as sequential_risk
 from divax.objectives.token_risk import token_preference as token_preference
 from divax.objectives.token_statistics import TokenLoss as TokenLoss
 from divax.objectives.token_statistics import token_loss as token_loss
+from divax.objectives.token_statistics import (
+    token_loss_and_statistics as token_loss_and_statistics,
+)
 from divax.objectives.token_statistics import token_statistics as token_statistics
 from divax.objectives.unlearning import flat as flat
 from divax.objectives.unpaired import ddo as ddo

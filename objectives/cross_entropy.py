@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from divax.divergences.most_likely import most_likely
 from divax.objectives.arguments import as_labels, check_logits, live_weights, silence_rows
 from divax.objectives.reduction import Reduction, token_mean
 from divax.objectives.vocabulary import restrict_vocabulary
@@ -55,7 +56,7 @@ def cross_entropy(
         logits = restrict_vocabulary(logits, vocab_size, "logits")
     weights = live_weights(logits.shape[:-1], labels, mask, "logits")
     logits = silence_rows(logits, weights)
-    correct = jax.lax.argmax(jax.lax.stop_gradient(logits), logits.ndim - 1, jnp.int32) == labels
+    correct = most_likely(logits) == labels
     metrics = {"accuracy": token_mean(correct, weights)}
     return reduction(cross_entropy_rows(logits, labels), weights), metrics
 

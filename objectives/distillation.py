@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from divax.divergences import ForwardKL, TopKCache, coarsen_cached
+from divax.divergences.most_likely import most_likely
 from divax.objectives.arguments import (
     as_labels,
     as_scalar,
@@ -113,7 +114,7 @@ def distillation(
     weight = as_scalar(distill_weight, "distill_weight")
 
     live = live_weights(student.shape[:-1], labels, mask, "student_logits")
-    compare = _against_cache if isinstance(teacher, TopKCache) else _against_logits
+    compare = against_cache if isinstance(teacher, TopKCache) else _against_logits
     rows = compare(student, jax.lax.stop_gradient(teacher), live, temperature_, vocab_size)
 
     distill = divergence(rows.target, rows.model).astype(weight.dtype)
@@ -129,7 +130,7 @@ def distillation(
     return reduction(loss, live), metrics
 
 
-class _Compared(NamedTuple):
+class Compared(NamedTuple):
     """Rows as the divergence sees them, zeros wherever the row's weight is 0.
 
     Attributes:
@@ -145,16 +146,16 @@ class _Compared(NamedTuple):
     extra: dict[str, jax.Array]
 
 
-def _against_logits(student, teacher, live, temperature, vocab_size) -> _Compared:
+def _against_logits(student, teacher, live, temperature, vocab_size) -> Compared:
     student, teacher = equal_vocabularies(student, teacher, vocab_size)
     student, teacher = silence_rows(student, live), silence_rows(teacher, live)
     target, model = _softened(teacher, temperature), _softened(student, temperature)
-    agreement = jnp.argmax(model, axis=-1) == jnp.argmax(target, axis=-1)
-    return _Compared(target, model, student, {"agreement": agreement})
+    agreement = most_likely(model) == most_likely(target)
+    return Compared(target, model, student, {"agreement": agreement})
 
 
-def _against_cache(student, cache, live, temperature, vocab_size) -> _Compared:
-    """The cache's rows are at the temperature that they were stored at."""
+def against_cache(student, cache, live, temperature, vocab_size) -> Compared:
+    """Rows against what a cache kept; the cache's rows are at the temperature that they were stored at."""
     if vocab_size is not None:
         student = restrict_vocabulary(student, vocab_size, "student_logits")
     student = silence_rows(student, live)
@@ -163,11 +164,11 @@ def _against_cache(student, cache, live, temperature, vocab_size) -> _Compared:
     best = jnp.argmax(silent.logits, axis=-1, keepdims=True)
     favourite = jnp.take_along_axis(silent.ids, best, axis=-1)[..., 0]
     extra = {
-        "agreement": jnp.argmax(student, axis=-1) == favourite.astype(jnp.result_type(int)),
+        "agreement": most_likely(student) == favourite.astype(jnp.int32),
         "coverage": coarse.coverage,
         "student_coverage": coarse.model_coverage,
     }
-    return _Compared(coarse.target, coarse.model, student, extra)
+    return Compared(coarse.target, coarse.model, student, extra)
 
 
 def _silence_cache(cache: TopKCache, live: jax.Array) -> TopKCache:
@@ -237,7 +238,7 @@ def _softened(logits: jax.Array, temperature: jax.Array | None) -> jax.Array:
     return logits if temperature is None else soften(logits.astype(temperature.dtype), temperature)
 
 
-def _metrics(distill: jax.Array, rows: _Compared, live: jax.Array) -> dict[str, Weighted]:
+def _metrics(distill: jax.Array, rows: Compared, live: jax.Array) -> dict[str, Weighted]:
     distill, rows = jax.lax.stop_gradient((distill, rows))
     values = {
         "distill": distill,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from divax.divergences import AbstractFDivergence
 from divax.divergences import divergence as frozen_pytree
+from divax.divergences.most_likely import most_likely
 from divax.divergences.row_form import (
     AbstractRowForm,
     DivergenceForm,
@@ -160,5 +161,4 @@ class DistillationForm(AbstractRowForm):
 
 def _best(logits: jax.Array, columns: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The largest logit and its token."""
-    index = jax.lax.argmax(logits, 1, jnp.int32)
-    return jnp.max(logits, -1), columns[index]
+    return jnp.max(logits, -1), columns[most_likely(logits)]

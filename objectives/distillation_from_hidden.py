@@ -9,21 +9,32 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from divax.divergences import AbstractFDivergence, ForwardKL, LinearHead
+from divax.divergences import (
+    AbstractFDivergence,
+    ForwardKL,
+    LinearHead,
+    TopKCache,
+    VocabularySharding,
+)
 from divax.divergences.fused_linear import (
     Implementation,
+    chosen_walk,
     common_vocabulary,
-    default_implementation,
     make_plan,
 )
 from divax.divergences.linear_head import LinearLogits, linear_logits
+from divax.divergences.most_likely import most_likely
 from divax.divergences.row_form import softened
-from divax.divergences.token_walk import Operands, walk_tokens
-from divax.divergences.vocabulary_walk import walk_vocabulary
+from divax.divergences.token_walk import Operands
 from divax.divergences.walk_gradients import one_shot
 from divax.objectives.arguments import as_labels, as_scalar, is_static, live_weights
 from divax.objectives.cross_entropy import cross_entropy_rows
-from divax.objectives.distillation import check_weights, distillation, row_entropy
+from divax.objectives.distillation import (
+    against_cache,
+    check_weights,
+    distillation,
+    row_entropy,
+)
 from divax.objectives.distillation_form import DistillationForm
 from divax.objectives.logit_rows import weigh
 from divax.objectives.reduction import Reduction, token_mean
@@ -36,8 +47,9 @@ def distillation_from_hidden(
     *,
     student_hidden: ArrayLike,
     student_head: ArrayLike | LinearHead,
-    teacher_hidden: ArrayLike,
-    teacher_head: ArrayLike | LinearHead,
+    teacher_hidden: ArrayLike | None = None,
+    teacher_head: ArrayLike | LinearHead | None = None,
+    teacher: TopKCache | None = None,
     labels: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     divergence: Callable[[jax.Array, jax.Array], jax.Array] = _FORWARD_KL,
@@ -49,6 +61,7 @@ def distillation_from_hidden(
     chunk: int | None = None,
     vocab_chunk: int | None = None,
     implementation: Implementation | None = None,
+    sharding: VocabularySharding | None = None,
 ) -> tuple[Weighted, dict[str, Weighted]]:
     r"""`distillation` of `hidden @ head` on both sides, loss, gradients and metrics in one walk over the tokens.
 
@@ -64,6 +77,7 @@ def distillation_from_hidden(
         student_head: `[H, V]` or a `LinearHead`.
         teacher_hidden: `[..., H']`, without gradient.
         teacher_head: likewise.
+        teacher: instead of the two, a `TopKCache` of the teacher's rows, as in `distillation`.
         labels: as in `distillation`, like everything down to `reduction`.
         mask: weights `[...]`.
         divergence: D.
@@ -75,9 +89,10 @@ def distillation_from_hidden(
         chunk: tokens at a time; None chooses.
         vocab_chunk: tokens of the vocabulary at a time; None chooses.
         implementation: "reference", "fast", "lean" or None, as in `divergences.fused_linear`.
+        sharding: of the heads over devices, likewise.
 
     Returns:
-        The loss, and the metrics of `distillation` as far as they exist without a cache.
+        The loss, and the metrics of `distillation`.
 
     Raises:
         ValueError: as `distillation` and `divergences.fused_linear`.
@@ -102,11 +117,16 @@ def distillation_from_hidden(
     """
     check_weights(temperature, distill_weight, None if labels is None else as_labels(labels))
     case = _case(
-        (teacher_hidden, teacher_head), (student_hidden, student_head), labels, mask, vocab_size
+        (teacher_hidden, teacher_head),
+        teacher,
+        (student_hidden, student_head),
+        labels,
+        mask,
+        vocab_size,
     )
     live, ids = case.live, case.labels
-    how = implementation or default_implementation(live.size, case.vocab_size, divergence)
-    if how == "reference" or not live.size:
+    walk = chosen_walk(implementation, live.size, case.vocab_size, sharding)
+    if walk is None:
         teacher_logits, student_logits = case.logits()
         return distillation(
             student_logits=student_logits,
@@ -125,15 +145,12 @@ def distillation_from_hidden(
         None if plain else as_scalar(temperature, "temperature"),
         as_scalar(distill_weight, "distill_weight"),
     )
-    full = all(side.bias is None for side in case.sides)
-    known = isinstance(divergence, AbstractFDivergence)
-    form = functools.partial(_form, scale_by_t2, full) if known else None
-    rows = functools.partial(_rows, scale_by_t2)
-    plan = make_plan(rows, form, case.vocab_size, chunk, vocab_chunk)
-    operands = Operands(params, case.sides, None if ids is None else ids.reshape(-1), case.counts)
+    plan = make_plan(
+        *_row_functions(divergence, scale_by_t2, case), case.vocab_size, chunk, vocab_chunk
+    )
+    operands = Operands(params, case.sides, case.rows(), case.counts)
     # A linear reduction is Σ coefficient·row, and its gradient at any rows is the coefficients.
     coefficients = jax.grad(lambda rows: reduction(rows, live).total)(jnp.zeros_like(live))
-    walk = walk_vocabulary if how == "lean" else walk_tokens
     total, _, extras = one_shot(walk, plan, operands, coefficients.reshape(-1))
     metrics = {name: token_mean(row, live.reshape(-1)) for name, row in extras.items()}
     return Weighted(total=total, count=reduction(jnp.zeros_like(live), live).count), metrics
@@ -143,13 +160,15 @@ class _Case(NamedTuple):
     """Two models on the same rows, checked.
 
     Attributes:
-        sides: teacher and student.
+        sides: teacher and student; the student alone if the teacher is a cache.
+        cache: of the teacher, or None.
         labels: `[...]` or None.
         live: weights `[...]`.
         vocab_size: that both have.
     """
 
     sides: tuple[LinearLogits, ...]
+    cache: TopKCache | None
     labels: jax.Array | None
     live: jax.Array
     vocab_size: int
@@ -159,30 +178,74 @@ class _Case(NamedTuple):
         """Which rows count, `[N]`."""
         return self.live.reshape(-1) != 0
 
-    def logits(self) -> list[jax.Array]:
-        """All of them, `[..., V]`."""
+    def rows(self) -> Any:
+        """What is known of each row beside its logits, `[N, ...]`."""
+        ids = None if self.labels is None else self.labels.reshape(-1)
+        if self.cache is None:
+            return ids
+        axes = self.live.ndim
+        return (
+            ids,
+            jax.tree.map(lambda x: x.reshape(-1, *x.shape[axes:]), self.cache),
+            self.live.reshape(-1),
+        )
+
+    def logits(self) -> list[Any]:
+        """All of them, `[..., V]`, teacher first."""
         rows = [side.rows_at(0, self.live.size, self.counts) for side in self.sides]
         shape = (*self.live.shape, self.vocab_size)
-        return [side.capped(side.raw())[:, : self.vocab_size].reshape(shape) for side in rows]
+        logits = [side.capped(side.raw())[:, : self.vocab_size].reshape(shape) for side in rows]
+        return logits if self.cache is None else [self.cache, *logits]
 
 
-def _case(teacher, student, labels, mask, vocab_size: int | None) -> _Case:
-    (teacher_hidden, teacher_head), (student_hidden, student_head) = teacher, student
-    teacher_hidden, student_hidden = jnp.asarray(teacher_hidden), jnp.asarray(student_hidden)
-    lead, ids = student_hidden.shape[:-1], None if labels is None else as_labels(labels)
-    if teacher_hidden.shape[:-1] != lead:
-        raise ValueError(
-            f"student_hidden {student_hidden.shape} and teacher_hidden {teacher_hidden.shape} must agree in every axis "
-            "but the last: run both models on the same tokens"
-        )
+def _case(live_teacher, cache, student, labels, mask, vocab_size: int | None) -> _Case:
+    (teacher_hidden, teacher_head), (student_hidden, student_head) = live_teacher, student
+    student_hidden, ids = jnp.asarray(student_hidden), None if labels is None else as_labels(labels)
+    lead = student_hidden.shape[:-1]
     live = live_weights(lead, ids, mask, "student_hidden")
     counts = live.reshape(-1) != 0
-    teacher_hidden, teacher_head = jax.lax.stop_gradient((teacher_hidden, teacher_head))
-    sides = (
-        linear_logits(teacher_hidden, teacher_head, "teacher_hidden", "teacher_head", counts),
-        linear_logits(student_hidden, student_head, "student_hidden", "student_head", counts),
+    model = linear_logits(student_hidden, student_head, "student_hidden", "student_head", counts)
+    _check_teacher(teacher_hidden, teacher_head, cache)
+    if cache is not None:
+        cache = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, cache))
+        _check_same_rows("the cache's rows", cache.ids.shape, student_hidden.shape)
+        return _Case((model,), cache, ids, live, common_vocabulary((model,), vocab_size))
+    teacher_hidden, teacher_head = jax.lax.stop_gradient(
+        (jnp.asarray(teacher_hidden), teacher_head)
     )
-    return _Case(sides, ids, live, common_vocabulary(sides, vocab_size))
+    _check_same_rows("teacher_hidden", teacher_hidden.shape, student_hidden.shape)
+    other = linear_logits(teacher_hidden, teacher_head, "teacher_hidden", "teacher_head", counts)
+    sides = (other, model)
+    return _Case(sides, None, ids, live, common_vocabulary(sides, vocab_size))
+
+
+def _check_teacher(hidden: object, head: object, cache: object) -> None:
+    if cache is None and (hidden is None or head is None):
+        raise ValueError(
+            "a teacher is missing: pass teacher_hidden and teacher_head, or a TopKCache as teacher"
+        )
+    if cache is not None and not (hidden is None and head is None):
+        raise ValueError(
+            "teacher is a cache: leave out teacher_hidden and teacher_head, or the cache"
+        )
+
+
+def _check_same_rows(name: str, found: tuple[int, ...], student: tuple[int, ...]) -> None:
+    if found[:-1] != student[:-1]:
+        raise ValueError(
+            f"student_hidden {student} and {name} {found} must agree in every axis but the last: run both models on the"
+            " same tokens"
+        )
+
+
+def _row_functions(divergence: Any, scale_by_t2: bool, case: _Case) -> tuple[Any, Any]:
+    """What a walk computes of a row, as a function and as a form where it has one."""
+    if case.cache is not None:
+        return functools.partial(_rows_of_cache, scale_by_t2), None
+    full = all(side.bias is None for side in case.sides)
+    known = isinstance(divergence, AbstractFDivergence)
+    form = functools.partial(_form, scale_by_t2, full) if known else None
+    return functools.partial(_rows, scale_by_t2), form
 
 
 def _as_pytree(divergence: Any) -> Any:
@@ -205,8 +268,23 @@ def _rows(
     scale_by_t2: bool, params: Any, logits: tuple[jax.Array, ...], labels: jax.Array | None
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss and metrics of a chunk, for divergences without a form."""
+    target, model = (softened(one, params[1]) for one in logits)
+    best = most_likely(target) == most_likely(model)
+    return _loss_rows(scale_by_t2, params, target, model, logits[-1], labels, {"agreement": best})
+
+
+def _rows_of_cache(
+    scale_by_t2: bool, params: Any, logits: tuple[jax.Array, ...], rows: Any
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Loss and metrics of a chunk whose teacher is a cache."""
+    labels, cache, live = rows
+    target, model, student, extra = against_cache(logits[0], cache, live, params[1], None)
+    return _loss_rows(scale_by_t2, params, target, model, student, labels, extra)
+
+
+def _loss_rows(scale_by_t2, params, target, model, student, labels, extra):
+    """w·T²·D + (1 − w)·cross-entropy, and the metrics."""
     divergence, temperature, weight = params
-    target, model = (softened(one, temperature) for one in logits)
     distill = divergence(target, model).astype(weight.dtype)
     scaled = weight if temperature is None or not scale_by_t2 else weight * temperature**2
     loss = weigh(scaled, distill)
@@ -214,9 +292,9 @@ def _rows(
         "distill": distill,
         "teacher_entropy": row_entropy(target),
         "student_entropy": row_entropy(model),
-        "agreement": (jnp.argmax(target, -1) == jnp.argmax(model, -1)).astype(distill.dtype),
+        **{name: row.astype(distill.dtype) for name, row in extra.items()},
     }
     if labels is not None:
-        extras["cross_entropy"] = hard = cross_entropy_rows(logits[-1], labels)
+        extras["cross_entropy"] = hard = cross_entropy_rows(student, labels)
         loss = loss + weigh(1 - weight, hard)
     return loss, extras

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from divax.divergences import LinearHead
 from divax.objectives.arguments import as_labels
 from divax.objectives.cross_entropy import cross_entropy_rows
 
 
 def label_log_probs(
-    *, hidden: ArrayLike, head: ArrayLike, labels: ArrayLike, chunk_size: int = 1024
+    *, hidden: ArrayLike, head: ArrayLike | LinearHead, labels: ArrayLike, chunk_size: int = 1024
 ) -> jax.Array:
     r"""Log-probability of each label under `softmax(hidden @ head)`, in chunks of positions.
 
@@ -23,7 +24,7 @@ def label_log_probs(
 
     Args:
         hidden: `[..., D]`, the states before the vocabulary head, any floating dtype.
-        head: `[D, V]`.
+        head: `[D, V]`, or a `LinearHead`.
         labels: integers `[...]`; a negative one (-100) gives 0 and no gradient.
         chunk_size: positions per chunk, at least 1; the result does not depend on it.
 
@@ -63,7 +64,7 @@ class LabelStatistics(NamedTuple):
 
 
 def label_statistics(
-    *, hidden: ArrayLike, head: ArrayLike, labels: ArrayLike, chunk_size: int = 1024
+    *, hidden: ArrayLike, head: ArrayLike | LinearHead, labels: ArrayLike, chunk_size: int = 1024
 ) -> LabelStatistics:
     r"""`label_log_probs`, and how concentrated the distribution is that each label is drawn from.
 
@@ -74,7 +75,7 @@ def label_statistics(
 
     Args:
         hidden: as in `label_log_probs`.
-        head: `[D, V]`.
+        head: `[D, V]`, or a `LinearHead`.
         labels: integers `[...]`; a negative one gives 0 in both.
         chunk_size: positions per chunk.
 
@@ -105,9 +106,8 @@ def statistics_of_rows(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array,
 
 def _by_label(hidden, head, labels, chunk_size: int, of_logits: Callable[..., Any]) -> Any:
     """`of_logits(logits, labels)` per position, 0 where the label is negative, chunk by chunk."""
-    hidden, head, labels = jnp.asarray(hidden), jnp.asarray(head), as_labels(labels)
-    if head.ndim != 2 or hidden.shape[-1:] != head.shape[:1]:
-        raise ValueError(f"hidden {hidden.shape} must end in the head's first axis {head.shape}")
+    hidden, labels = jnp.asarray(hidden), as_labels(labels)
+    of_states = _products(head, hidden.shape)
     if labels.shape != hidden.shape[:-1]:
         raise ValueError(f"labels must be {hidden.shape[:-1]}, one per state, got {labels.shape}")
     if chunk_size < 1:
@@ -123,9 +123,19 @@ def _by_label(hidden, head, labels, chunk_size: int, of_logits: Callable[..., An
     def of_chunk(state, target):
         # Masked states may hold anything; their product with the head must not be NaN.
         state = jnp.where((target >= 0)[:, None], state, jnp.zeros((), state.dtype))
-        logits = jnp.matmul(state, head, preferred_element_type=jnp.result_type(float))
-        values = of_logits(logits, target)
+        values = of_logits(of_states(state), target)
         return jax.tree.map(lambda value: jnp.where(target >= 0, value, 0), values)
 
     rows = jax.lax.map(lambda chunks: of_chunk(*chunks), (states, targets))
     return jax.tree.map(lambda row: row.reshape(-1)[:count].reshape(labels.shape), rows)
+
+
+def _products(head: Any, hidden: tuple[int, ...]) -> Callable[[jax.Array], jax.Array]:
+    """From states to logits."""
+    if isinstance(head, LinearHead):
+        return head.logits
+    weight = jnp.asarray(head)
+    if weight.ndim != 2 or hidden[-1:] != weight.shape[:1]:
+        raise ValueError(f"hidden {hidden} must end in the head's first axis {weight.shape}")
+    wide = jnp.result_type(float)
+    return lambda states: jnp.matmul(states, weight, preferred_element_type=wide)

@@ -29,6 +29,7 @@ def policy_gradient(
     reference_logps: ArrayLike | None = None,
     model_logits: ArrayLike | None = None,
     reference_logits: ArrayLike | None = None,
+    divergences: ArrayLike | None = None,
     surrogate: AbstractSurrogate = _REINFORCE,
     regularizer: AbstractRegularizer | None = None,
     penalty_weights: ArrayLike = 1.0,
@@ -44,8 +45,8 @@ def policy_gradient(
 
     with P the regulariser's penalty in the loss; one in the reward is subtracted from the advantages, `A - beta u P`. Only
     the gradient means something: the value of a surrogate does not. Gradients flow through `model_logps`,
-    `model_logits` and `entropies` alone. All log-probs are of the distribution that was sampled from: the same
-    temperature and truncation.
+    `model_logits`, `divergences` and `entropies` alone. All log-probs are of the distribution that was sampled from: the
+    same temperature and truncation.
 
     Args:
         model_logps: `[B, T]`, of the sampled tokens under the policy.
@@ -55,6 +56,7 @@ def policy_gradient(
         reference_logps: `[B, T]`, for the regulariser.
         model_logits: `[B, T, V]`, for a full-vocabulary regulariser.
         reference_logits: `[B, T, V]`.
+        divergences: `[B, T]`, instead of both logits: the regulariser's D of each token's distributions.
         surrogate: of the advantages.
         regularizer: `None` does not regularise.
         penalty_weights: u, a scalar, `[B]` or `[B, T]`: a strength for each completion (`Credit.penalty_weights`), or 0
@@ -105,6 +107,7 @@ def policy_gradient(
             behaviour_logps=old,
             model_logits=model_logits,
             reference_logits=reference_logits,
+            divergences=divergences,
         )
         weighted = per_token(penalty_weights, "penalty_weights", live) * penalty
         weighted *= jnp.asarray(regularizer.beta).astype(model.dtype)

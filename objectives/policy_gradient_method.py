@@ -121,6 +121,7 @@ class PolicyGradientMethod:
         reference_logps: ArrayLike | None = None,
         old_logits: ArrayLike | None = None,
         reference_logits: ArrayLike | None = None,
+        old_divergences: ArrayLike | None = None,
         tokens: ArrayLike | None = None,
         entropies: ArrayLike | None = None,
     ) -> Credit:
@@ -136,6 +137,7 @@ class PolicyGradientMethod:
             reference_logps: `[B, T]`, likewise.
             old_logits: `[B, T, V]`, likewise for full-vocabulary estimators.
             reference_logits: `[B, T, V]`.
+            old_divergences: `[B, T]`, instead of both logits.
             tokens: `[B, T]`, for `ConflictShaping`.
             entropies: `[B, T]`, for shapings that look at them.
 
@@ -159,6 +161,7 @@ class PolicyGradientMethod:
                 "reference_logps": reference_logps,
                 "model_logits": old_logits,
                 "reference_logits": reference_logits,
+                "divergences": old_divergences,
             }
             earned, costs = self._costs(rewards, live, group_size, old_logps, streams)
         if values is not None:
@@ -182,6 +185,7 @@ class PolicyGradientMethod:
         reference_logps: ArrayLike | None = None,
         model_logits: ArrayLike | None = None,
         reference_logits: ArrayLike | None = None,
+        divergences: ArrayLike | None = None,
         entropies: ArrayLike | None = None,
     ) -> tuple[Weighted, dict[str, Weighted]]:
         """`policy_gradient` of these parts, for a batch or a micro-batch of the rollout.
@@ -195,6 +199,7 @@ class PolicyGradientMethod:
             reference_logps: `[B, T]`.
             model_logits: `[B, T, V]`.
             reference_logits: `[B, T, V]`.
+            divergences: `[B, T]`, instead of both logits.
             entropies: `[B, T]`.
 
         Returns:
@@ -216,6 +221,7 @@ class PolicyGradientMethod:
             reference_logps=reference_logps,
             model_logits=model_logits,
             reference_logits=reference_logits,
+            divergences=divergences,
             surrogate=self.surrogate,
             regularizer=None if self.penalty_in_credit else self.regularizer,
             penalty_weights=credit.penalty_weights,

@@ -104,8 +104,9 @@ class PublishedPenalty(AbstractRegularizer):
         behaviour_logps: ArrayLike | None = None,
         model_logits: ArrayLike | None = None,
         reference_logits: ArrayLike | None = None,
+        divergences: ArrayLike | None = None,
     ) -> jax.Array:
-        """As `Regularizer.rows`; logits are not read."""
+        """As `Regularizer.rows`; neither logits nor their divergences are read."""
         model = as_tokens(model_logps, "model_logps")
         live = live_tokens(mask, model)
         if reference_logps is None:

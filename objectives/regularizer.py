@@ -75,6 +75,7 @@ class AbstractRegularizer(abc.ABC):
         behaviour_logps: ArrayLike | None = None,
         model_logits: ArrayLike | None = None,
         reference_logits: ArrayLike | None = None,
+        divergences: ArrayLike | None = None,
     ) -> jax.Array:
         """The penalty of each token `[B, T]`, without beta, for the loss or, detached, for the reward."""
 
@@ -171,6 +172,7 @@ class Regularizer(AbstractRegularizer):
         behaviour_logps: ArrayLike | None = None,
         model_logits: ArrayLike | None = None,
         reference_logits: ArrayLike | None = None,
+        divergences: ArrayLike | None = None,
     ) -> jax.Array:
         """The penalty of each token, without beta: to add to the loss, or, detached, to subtract from the reward.
 
@@ -181,6 +183,8 @@ class Regularizer(AbstractRegularizer):
             behaviour_logps: `[B, T]`, of who drew the tokens; for importance weights only.
             model_logits: `[B, T, V]`, position t the distribution of token t; for `full_vocabulary`.
             reference_logits: `[B, T, V]`.
+            divergences: `[B, T]`, instead of the two: D of each token's distributions, with its gradient, as
+                `token_statistics` gives it from hidden states.
 
         Returns:
             `[B, T]`, nats; 0 where masked. Summed over a completion it is the number of the completion; in the reward it
@@ -191,11 +195,12 @@ class Regularizer(AbstractRegularizer):
         """
         model = as_tokens(model_logps, "model_logps")
         live = live_tokens(mask, model)
+        whole = self.estimator == "full_vocabulary" and divergences is None
         given = (
             ("reference_logps", reference_logps, self._reads_reference_logps),
             ("behaviour_logps", behaviour_logps, self._reads_behaviour),
-            ("model_logits", model_logits, self.estimator == "full_vocabulary"),
-            ("reference_logits", reference_logits, self.estimator == "full_vocabulary"),
+            ("model_logits", model_logits, whole),
+            ("reference_logits", reference_logits, whole),
         )
         for name, value, needed in given:
             if needed and value is None:
@@ -208,8 +213,12 @@ class Regularizer(AbstractRegularizer):
         if self._reads_behaviour:
             behaviour = _or_zeros(behaviour_logps, "behaviour_logps", live)
         rows = None
-        if self.estimator == "full_vocabulary":
+        if whole:
             rows = _vocabulary_rows(self.divergence, model_logits, reference_logits, live)
+        elif self.estimator == "full_vocabulary":
+            found = as_tokens(divergences, "divergences")  # type: ignore[arg-type]
+            check_rows(found, "divergences", live.shape, "model_logps")
+            rows = jnp.where(live != 0, found, 0)
         streams = _Streams(model, model - reference, model - behaviour)
         if self.in_loss:
             return live * self._loss(streams, rows, live)

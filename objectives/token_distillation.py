@@ -6,12 +6,15 @@ from collections.abc import Callable
 import jax
 from jax.typing import ArrayLike
 
-from divax.divergences import ForwardKL
+from divax.divergences import ForwardKL, TopKCache
 from divax.divergences import divergence as frozen_pytree
+from divax.divergences.fused_linear import Implementation
 from divax.objectives.arguments import is_static
 from divax.objectives.cross_entropy import cross_entropy
 from divax.objectives.distillation import distillation
+from divax.objectives.distillation_from_hidden import distillation_from_hidden
 from divax.objectives.distillation_rows import DistillationRows
+from divax.objectives.hidden_logits import HiddenLogits
 from divax.objectives.reduction import Reduction, token_mean
 from divax.objectives.weighted import Weighted
 
@@ -77,6 +80,47 @@ class TokenDistillation:
             scale_by_t2=self.scale_by_t2,
             vocab_size=self.vocab_size,
             reduction=self.reduction,
+        )
+
+    def from_hidden(
+        self,
+        student: HiddenLogits,
+        teacher: HiddenLogits | TopKCache,
+        *,
+        labels: ArrayLike,
+        mask: ArrayLike,
+        vocab_size: int | None = None,
+        implementation: Implementation | None = None,
+    ) -> tuple[Weighted, dict[str, Weighted]]:
+        """The same loss and metrics without all logits at once, by `distillation_from_hidden`.
+
+        Args:
+            student: its states and its head.
+            teacher: likewise, or a cache.
+            labels: `[B, T]`.
+            mask: `[B, T]`.
+            vocab_size: the tokenizer's size, if `self.vocab_size` does not say it.
+            implementation: as in `divergences.fused_linear`.
+
+        Returns:
+            The loss and the metrics.
+        """
+        cached = isinstance(teacher, TopKCache)
+        return distillation_from_hidden(
+            student_hidden=student.hidden,
+            student_head=student.head,
+            teacher_hidden=None if cached else teacher.hidden,
+            teacher_head=None if cached else teacher.head,
+            teacher=teacher if cached else None,
+            labels=labels,
+            mask=mask,
+            divergence=self.divergence,
+            temperature=self.temperature,
+            distill_weight=self.distill_weight,
+            scale_by_t2=self.scale_by_t2,
+            vocab_size=self.vocab_size or vocab_size,
+            reduction=self.reduction,
+            implementation=implementation,
         )
 
     def explain(self) -> str:

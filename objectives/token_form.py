@@ -68,13 +68,13 @@ class TokenForm(AbstractRowForm):
     Attributes:
         divergence: to the reference; None without one.
         temperature: T, None for 1.
-        loss: `(statistics, rows) -> outputs`; None for the statistics themselves.
+        loss: `(statistics, rows) -> outputs`, a pytree, its arrays held fixed; None for the statistics themselves.
         full: whether no logit is −inf.
     """
 
     divergence: AbstractFDivergence | None
     temperature: jax.Array | None
-    loss: Callable[..., Any] | None = dataclasses.field(metadata={"static": True})
+    loss: Callable[..., Any] | None
     full: bool = dataclasses.field(metadata={"static": True})
 
     @property
@@ -128,10 +128,14 @@ class TokenForm(AbstractRowForm):
         )
         return TokenStatistics(picked - log, log - first.mean, between)
 
-    def outputs(self, first: Reading, values: Any, rows: Any) -> tuple[Any, None]:
-        """The loss, or the statistics."""
+    def outputs(self, first: Reading, values: Any, rows: Any) -> tuple[Any, Any]:
+        """The loss, and the statistics beside it; or the statistics."""
         statistics = self._statistics(first, values, rows)
-        return (statistics if self.loss is None else self.loss(statistics, rows[1])), None
+        return (
+            (statistics, None)
+            if self.loss is None
+            else (self.loss(statistics, rows[1]), statistics)
+        )
 
     def gradient(
         self, first: Reading, slopes: Any, weights: Any, part: Part, wanted: tuple[bool, ...]
@@ -162,7 +166,7 @@ class TokenForm(AbstractRowForm):
 
 def statistics_of_logits(params: Any, logits: tuple[jax.Array, ...], rows: Any) -> TokenStatistics:
     """The statistics of a chunk's logits, for anything."""
-    divergence, temperature = params
+    divergence, temperature, _ = params
     soft = [softened(one, temperature) for one in logits]
     between = None if divergence is None else divergence(*soft)
     return TokenStatistics(-cross_entropy_rows(soft[-1], rows[0]), entropy(soft[-1]), between)

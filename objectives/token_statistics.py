@@ -1,5 +1,6 @@
 """Log-probs, entropies and divergences to a reference of given tokens from hidden states, in one walk over them."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -8,17 +9,16 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from divax.divergences import AbstractFDivergence, LinearHead
+from divax.divergences import AbstractFDivergence, LinearHead, VocabularySharding
 from divax.divergences.fused_linear import (
     Implementation,
+    chosen_walk,
     common_vocabulary,
-    default_implementation,
     dense_outputs,
     make_plan,
 )
 from divax.divergences.linear_head import linear_logits
-from divax.divergences.token_walk import Operands, Plan, walk_tokens
-from divax.divergences.vocabulary_walk import walk_vocabulary
+from divax.divergences.token_walk import Operands, Plan
 from divax.divergences.walk_gradients import Walk, one_shot, two_phase
 from divax.objectives.arguments import as_labels, as_scalar, is_static, live_weights
 from divax.objectives.reduction import Reduction, token_mean
@@ -42,6 +42,7 @@ def token_statistics(
     chunk: int | None = None,
     vocab_chunk: int | None = None,
     implementation: Implementation | None = None,
+    sharding: VocabularySharding | None = None,
 ) -> TokenStatistics:
     r"""Per token, the label's log-prob, the entropy, and a divergence from a reference, to be used in any way.
 
@@ -62,6 +63,7 @@ def token_statistics(
         chunk: tokens at a time; None chooses.
         vocab_chunk: tokens of the vocabulary at a time; None chooses.
         implementation: as in `divergences.fused_linear_rows`.
+        sharding: of the heads over devices, likewise.
 
     Returns:
         `TokenStatistics` of `[...]`.
@@ -78,7 +80,7 @@ def token_statistics(
         ((2, 3), 1.6094)
     """
     sides = (hidden, head), (reference_hidden, reference_head)
-    options = (vocab_size, chunk, vocab_chunk, implementation)
+    options = (vocab_size, chunk, vocab_chunk, implementation, sharding)
     plan, operands, walk = _problem(sides, labels, None, divergence, temperature, None, options)
     rows = dense_outputs(plan, operands) if walk is None else two_phase(walk, plan, operands)
     shape = jnp.shape(labels)
@@ -102,6 +104,7 @@ def token_loss(
     chunk: int | None = None,
     vocab_chunk: int | None = None,
     implementation: Implementation | None = None,
+    sharding: VocabularySharding | None = None,
 ) -> Weighted:
     r"""A loss of every token's own statistics, reduced, its gradients formed in one walk over the tokens.
 
@@ -111,7 +114,8 @@ def token_loss(
     head, none of them twice.
 
     Args:
-        loss: ℓ, of `TokenStatistics` `[C]` and the same rows of `per_token`; a function that closes over no arrays.
+        loss: ℓ, of `TokenStatistics` `[C]` and the same rows of `per_token`; a function that closes over no arrays, or a
+            frozen pytree (a `jax.tree_util.Partial`) that holds them, which get no gradient.
         hidden: as in `token_statistics`.
         head: likewise.
         labels: integers `[...]`; rows with a negative one are masked.
@@ -126,6 +130,7 @@ def token_loss(
         chunk: likewise.
         vocab_chunk: likewise.
         implementation: as in `divergences.fused_linear`.
+        sharding: likewise.
 
     Returns:
         The loss.
@@ -143,21 +148,108 @@ def token_loss(
         >>> round(float(loss.mean()), 4)  # 2 log 5
         3.2189
     """
+    return token_loss_and_statistics(
+        loss,
+        hidden=hidden,
+        head=head,
+        labels=labels,
+        mask=mask,
+        per_token=per_token,
+        reference_hidden=reference_hidden,
+        reference_head=reference_head,
+        divergence=divergence,
+        temperature=temperature,
+        reduction=reduction,
+        vocab_size=vocab_size,
+        chunk=chunk,
+        vocab_chunk=vocab_chunk,
+        implementation=implementation,
+        sharding=sharding,
+    )[0]
+
+
+def token_loss_and_statistics(
+    loss: TokenLoss,
+    *,
+    hidden: ArrayLike,
+    head: ArrayLike | LinearHead,
+    labels: ArrayLike,
+    mask: ArrayLike | None = None,
+    per_token: Any = None,
+    reference_hidden: ArrayLike | None = None,
+    reference_head: ArrayLike | LinearHead | None = None,
+    divergence: Any = None,
+    temperature: ArrayLike = 1.0,
+    reduction: Reduction = token_mean,
+    vocab_size: int | None = None,
+    chunk: int | None = None,
+    vocab_chunk: int | None = None,
+    implementation: Implementation | None = None,
+    sharding: VocabularySharding | None = None,
+) -> tuple[Weighted, TokenStatistics]:
+    """`token_loss`, and the statistics that the walk meets on its way, without gradient: for metrics.
+
+    Args:
+        loss: as in `token_loss`, like everything else.
+        hidden: `[..., H]`.
+        head: `[H, V]` or a `LinearHead`.
+        labels: integers `[...]`.
+        mask: weights `[...]`.
+        per_token: a pytree of `[...]`.
+        reference_hidden: `[..., H']`.
+        reference_head: likewise.
+        divergence: D.
+        temperature: T.
+        reduction: linear in the values.
+        vocab_size: of the tokenizer.
+        chunk: tokens at a time.
+        vocab_chunk: tokens of the vocabulary at a time.
+        implementation: as in `divergences.fused_linear`.
+        sharding: likewise.
+
+    Returns:
+        The loss and `TokenStatistics` of `[...]`, 0 where the label is negative.
+
+    Raises:
+        ValueError: as `token_statistics`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> loss, found = token_loss_and_statistics(
+        ...     lambda found, _: -found.log_probs, hidden=jnp.ones((2, 3)), head=jnp.zeros((3, 5)),
+        ...     labels=jnp.zeros(2, int), implementation="fast",
+        ... )
+        >>> bool(jnp.allclose(loss.total, -found.log_probs.sum()))
+        True
+    """
     ids = as_labels(labels)
     live = live_weights(ids.shape, ids, mask, "hidden")
     flat = jax.tree.map(lambda x: jnp.asarray(x).reshape(-1, *jnp.shape(x)[live.ndim :]), per_token)
     # What holds for the states holds for these: a row that does not count may hold NaN.
     flat = jax.tree.map(lambda x: _silenced(x, live.reshape(-1) != 0), flat)
     sides = (hidden, head), (reference_hidden, reference_head)
-    options = (vocab_size, chunk, vocab_chunk, implementation)
+    options = (vocab_size, chunk, vocab_chunk, implementation, sharding)
     labels = jnp.where(live != 0, ids, -1)
+    loss = jax.lax.stop_gradient(_as_pytree(loss))
     plan, operands, walk = _problem(sides, labels, flat, divergence, temperature, loss, options)
-    count = reduction(jnp.zeros_like(live), live).count
     if walk is None:
-        return reduction(dense_outputs(plan, operands).reshape(live.shape), live)
-    # A linear reduction is Σ coefficient·row, and its gradient at any rows is the coefficients.
-    coefficients = jax.grad(lambda rows: reduction(rows, live).total)(jnp.zeros_like(live))
-    return Weighted(one_shot(walk, plan, operands, coefficients.reshape(-1)).total, count)
+        params = (*operands.params[:2], None)
+        found = dense_outputs(plan, operands._replace(params=params))
+        total = reduction(loss(found, flat).reshape(live.shape), live)
+    else:
+        # A linear reduction is Σ coefficient·row, and its gradient at any rows is the coefficients.
+        coefficients = jax.grad(lambda rows: reduction(rows, live).total)(jnp.zeros_like(live))
+        sums, _, found = one_shot(walk, plan, operands, coefficients.reshape(-1))
+        total = Weighted(sums, reduction(jnp.zeros_like(live), live).count)
+    found = jax.lax.stop_gradient(found)
+    own = jax.tree.map(lambda row: jnp.where(operands.live, row, 0).reshape(live.shape), found)
+    return total, own
+
+
+def _as_pytree(loss: TokenLoss) -> Any:
+    """The loss; a plain function has no arrays inside."""
+    known = dataclasses.is_dataclass(loss) or isinstance(loss, jax.tree_util.Partial)
+    return loss if known else jax.tree_util.Partial(loss)
 
 
 def _silenced(x: jax.Array, counts: jax.Array) -> jax.Array:
@@ -170,11 +262,11 @@ def _problem(
     per_token: Any,
     divergence: Any,
     temperature: ArrayLike,
-    loss: TokenLoss | None,
-    options: tuple[int | None, int | None, int | None, Implementation | None],
+    loss: Any,
+    options: tuple[Any, ...],
 ) -> tuple[Plan, Operands, Walk | None]:
     (hidden, head), (reference_hidden, reference_head) = sides
-    vocab_size, chunk, vocab_chunk, implementation = options
+    vocab_size, chunk, vocab_chunk, implementation, sharding = options
     hidden, ids = jnp.asarray(hidden), as_labels(labels)
     if ids.shape != hidden.shape[:-1]:
         raise ValueError(f"labels must be {hidden.shape[:-1]}, one per state, got {ids.shape}")
@@ -195,23 +287,20 @@ def _problem(
         models = (linear_logits(*held, "reference_hidden", "reference_head", live), *models)
     size = common_vocabulary(models, vocab_size)
     plain = is_static(temperature) and temperature == 1
-    params = (divergence, None if plain else as_scalar(temperature, "temperature"))
+    params = (divergence, None if plain else as_scalar(temperature, "temperature"), loss)
     full = all(side.bias is None for side in models)
     known = divergence is None or isinstance(divergence, AbstractFDivergence)
-    form = functools.partial(_form, loss, full) if known else None
-    plan = make_plan(functools.partial(_outputs, loss), form, size, chunk, vocab_chunk)
+    form = functools.partial(_form, full) if known else None
+    plan = make_plan(_outputs, form, size, chunk, vocab_chunk)
     operands = Operands(params, models, (flat, per_token), live)
-    how = implementation or default_implementation(flat.size, size, divergence)
-    if how == "reference" or not flat.size:
-        return plan, operands, None
-    return plan, operands, walk_vocabulary if how == "lean" else walk_tokens
+    return plan, operands, chosen_walk(implementation, flat.size, size, sharding)
 
 
-def _form(loss: TokenLoss | None, full: bool, params: Any) -> TokenForm:
-    divergence, temperature = params
+def _form(full: bool, params: Any) -> TokenForm:
+    divergence, temperature, loss = params
     return TokenForm(divergence=divergence, temperature=temperature, loss=loss, full=full)
 
 
-def _outputs(loss: TokenLoss | None, params: Any, logits: tuple[jax.Array, ...], rows: Any):
-    found = statistics_of_logits(params, logits, rows)
-    return (found if loss is None else loss(found, rows[1])), None
+def _outputs(params: Any, logits: tuple[jax.Array, ...], rows: Any):
+    found, loss = statistics_of_logits(params, logits, rows), params[2]
+    return (found, None) if loss is None else (loss(found, rows[1]), found)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from divax.trainers.command_line import run_command
+from divax.trainers.command_line import at_least, run_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +45,7 @@ class CacheTeacherConfig:
     rows_per_shard: int | None = None
 
     def __post_init__(self):
-        for name in ("top_k", "batch_size", "rows_per_shard"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        at_least(1, self, "top_k", "batch_size", "rows_per_shard")
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"--temperature must be positive, got {self.temperature}")
 

@@ -42,7 +42,7 @@ class Calibration:
         logits = jnp.where(live[..., None], logits, 0).astype(jnp.result_type(float))
         top = jnp.max(logits, axis=-1, keepdims=True)
         confidence = 1 / jnp.sum(jnp.exp(logits - top), axis=-1)
-        right = jnp.argmax(logits, axis=-1) == labels
+        right = jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
         index = jnp.clip(jnp.ceil(confidence * BINS).astype(jnp.int32) - 1, 0, BINS - 1)
 
         def binned(values):

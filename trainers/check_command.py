@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from divax.trainers.command_line import run_command
+from divax.trainers.command_line import at_least, run_command
 
 if TYPE_CHECKING:
     from divax.divergences import Verdict
@@ -39,8 +39,7 @@ class CheckConfig:
     def __post_init__(self):
         if self.seed < 0:
             raise ValueError(f"--seed must not be negative, got {self.seed}")
-        if self.vocab_size is not None and self.vocab_size < 1:
-            raise ValueError(f"--vocab-size must be at least 1, got {self.vocab_size}")
+        at_least(1, self, "vocab_size")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,9 @@ from jax.sharding import Mesh
 
 from divax import objectives
 from divax.objectives import Weighted
-from divax.trainers.classification_measures import evaluation_sums, summarise_classification
+from divax.trainers.classification_measures import evaluation_sums
 from divax.trainers.coupled_step import make_coupled_step
+from divax.trainers.evaluation import summarise
 from divax.trainers.model import Model
 from divax.trainers.scheduled_objective import Scheduled
 from divax.trainers.teacher import AbstractTeacher
@@ -157,7 +158,7 @@ def _trainer(student, teacher, objective, optimizer, micro_batches, mesh) -> Tra
         init_params=student.init,
         step=step,
         sums=evaluation_sums(student),
-        summarise=summarise_classification,
+        summarise=summarise,
         optimizer=optimizer,
         frozen=(teacher, traced),
         mesh=mesh,

@@ -2,10 +2,11 @@
 
 import contextlib
 import io
+import operator
 import re
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from divax.trainers.errors import Interrupted, RunError
 
@@ -48,6 +49,39 @@ def run_command(
     except KeyboardInterrupt:
         _complain(prog, "stopped; what earlier checkpoints hold is kept")
         return 130
+
+
+def flag(name: str) -> str:
+    """A field's name as it is typed; a dot leads into a nested dataclass.
+
+    Example:
+        >>> flag("training.batch_size")
+        '--training.batch-size'
+    """
+    return "--" + name.replace("_", "-")
+
+
+def at_least(least: int, config: Any, *names: str) -> None:
+    """Checks fields of a configuration; `None` stands for a default and passes.
+
+    Args:
+        least: the smallest value.
+        config: the configuration.
+        names: of fields, as `flag` takes them.
+
+    Raises:
+        ValueError: the first that is smaller, as it is typed.
+
+    Example:
+        >>> from divax.trainers.kd_config import KdConfig
+        >>> at_least(2, KdConfig(), "steps", "training.micro_batches")
+        Traceback (most recent call last):
+        ValueError: --training.micro-batches must be at least 2, got 1
+    """
+    for name in names:
+        value = operator.attrgetter(name)(config)
+        if value is not None and value < least:
+            raise ValueError(f"{flag(name)} must be at least {least}, got {value}")
 
 
 def _complain(prog: str, message: str) -> None:

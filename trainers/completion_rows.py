@@ -4,7 +4,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from divax.divergences.fused_linear import Implementation
 from divax.trainers.batch import Batch
 from divax.trainers.completions import CompletionStatistics, completion_statistics
 from divax.trainers.labelled import LabelledBatch
@@ -19,7 +21,9 @@ class CompletionRows(NamedTuple):
     Attributes:
         policy: the model that is trained.
         reference_model: the reference's.
-        chunk_size: positions whose logits exist at a time.
+        chunk_size: positions whose logits exist at a time; `None` chooses.
+        mesh: the trainer's.
+        implementation: as in `completion_log_probs`.
 
     Example:
         >>> CompletionRows._fields[:2]
@@ -28,12 +32,21 @@ class CompletionRows(NamedTuple):
 
     policy: Model
     reference_model: Model
-    chunk_size: int
+    chunk_size: int | None = None
+    mesh: Mesh | None = None
+    implementation: Implementation | None = None
 
     def statistics(self, params: Any, completions: Batch, segments: int) -> CompletionStatistics:
         """Of every completion under the policy, `[rows, segments]`."""
-        options = {"segments": segments, "chunk_size": self.chunk_size}
-        return completion_statistics(self.policy, params, completions, **options)
+        return completion_statistics(
+            self.policy,
+            params,
+            completions,
+            segments=segments,
+            chunk_size=self.chunk_size,
+            mesh=self.mesh,
+            implementation=self.implementation,
+        )
 
     def reference_logps(
         self, batch: PairBatch | LabelledBatch, reference: AbstractReference, opt_state: Any

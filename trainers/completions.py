@@ -1,18 +1,30 @@
 """Log-probs of completions, summed over their tokens, and their fluency, from a model and a batch."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from divax.objectives import align_causal
+from divax.divergences.fused_linear import Implementation
+from divax.objectives import align_causal, token_statistics
 from divax.objectives.label_log_probs import LabelStatistics, label_statistics, statistics_of_rows
 from divax.trainers.batch import Batch
-from divax.trainers.model import Model, hidden_states, predict
+from divax.trainers.implementation import implementation_for
+from divax.trainers.model import Model, hidden_logits, predict
+from divax.trainers.sharding import rows_over_devices
 
 
 def completion_log_probs(
-    model: Model, params: Any, batch: Batch, *, segments: int = 1, chunk_size: int = 1024
+    model: Model,
+    params: Any,
+    batch: Batch,
+    *,
+    segments: int = 1,
+    chunk_size: int | None = None,
+    mesh: Mesh | None = None,
+    implementation: Implementation | None = None,
 ) -> jax.Array:
     """Sums over each completion's tokens of `log policy(token | what is before it)`.
 
@@ -27,7 +39,11 @@ def completion_log_probs(
         params: its parameters.
         batch: tokens `[B, T]`, mask, and segment ids where rows are packed.
         segments: how many completions a packed row may hold; their ids are 0 to segments - 1.
-        chunk_size: positions whose logits exist at a time.
+        chunk_size: positions whose logits exist at a time; `None` chooses.
+        mesh: over whose devices the rows are split; see `divax.trainers.sharding`.
+        implementation: of a model that exposes `hidden` and `head`: "fast" and "lean" as in
+            `objectives.token_statistics`, "reference" by `jax.checkpoint`; default: by the number of
+            logits of a device, "reference" up to 4 million.
 
     Returns:
         `[B, segments]`, nats; 0 for a segment that is not there.
@@ -42,8 +58,9 @@ def completion_log_probs(
         >>> round(float(completion_log_probs(table, jnp.zeros((4, 4)), batch)[0, 0]), 4)  # 2 log 1/4
         -2.7726
     """
+    options = {"segments": segments, "chunk_size": chunk_size, "mesh": mesh}
     return completion_statistics(
-        model, params, batch, segments=segments, chunk_size=chunk_size
+        model, params, batch, **options, implementation=implementation
     ).log_probs
 
 
@@ -66,7 +83,14 @@ class CompletionStatistics(NamedTuple):
 
 
 def completion_statistics(
-    model: Model, params: Any, batch: Batch, *, segments: int = 1, chunk_size: int = 1024
+    model: Model,
+    params: Any,
+    batch: Batch,
+    *,
+    segments: int = 1,
+    chunk_size: int | None = None,
+    mesh: Mesh | None = None,
+    implementation: Implementation | None = None,
 ) -> CompletionStatistics:
     """`completion_log_probs`, and how much a completion reads like the model's own.
 
@@ -75,7 +99,9 @@ def completion_statistics(
         params: its parameters.
         batch: tokens, mask, segment ids.
         segments: how many completions a packed row may hold.
-        chunk_size: positions whose logits exist at a time.
+        chunk_size: positions whose logits exist at a time; `None` chooses.
+        mesh: as in `completion_log_probs`.
+        implementation: likewise.
 
     Returns:
         `CompletionStatistics(log_probs, fluency)`; under `jit` a part that is not used is not
@@ -95,21 +121,38 @@ def completion_statistics(
     arXiv:2406.11827, §3.2 (sampled alignment).
     """
     labels, weights = align_causal(batch.tokens, batch.mask, batch.segment_ids)
-    if model.hidden is None or model.head is None:
+    made = hidden_logits(model, params, batch)
+    if made is None:
         rows = LabelStatistics(*statistics_of_rows(predict(model, params, batch), labels))
     else:
-        rows = label_statistics(
-            hidden=hidden_states(model, params, batch),
-            head=model.head(params),
-            labels=labels,
-            chunk_size=chunk_size,
-        )
+        how = implementation_for(made, mesh, implementation)
+        of_rows = functools.partial(_statistics, chunk_size, how)
+        split = None if how == "reference" else mesh
+        rows = rows_over_devices(of_rows, split, (made.hidden, labels), made.head)
     counted = labels >= 0
     logps = jnp.where(counted, weights * rows.log_probs, 0)
     ease = jnp.where(counted, jax.lax.stop_gradient(rows.log_probs) - rows.log_collisions, 0)
     lengths = completion_lengths(batch, segments=segments)
     fluency = _by_segment(ease, batch, segments) / jnp.maximum(lengths, 1)
     return CompletionStatistics(_by_segment(logps, batch, segments), fluency)
+
+
+def _statistics(
+    chunk_size: int | None, how: Implementation, rows: Any, head: Any
+) -> LabelStatistics:
+    hidden, labels = rows
+    if how == "reference":
+        return label_statistics(
+            hidden=hidden, head=head, labels=labels, chunk_size=chunk_size or 1024
+        )
+    found = token_statistics(
+        hidden=hidden, head=head, labels=labels, chunk=chunk_size, implementation=how
+    )
+    held = jax.lax.stop_gradient((hidden, head))
+    both = label_statistics(
+        hidden=held[0], head=held[1], labels=labels, chunk_size=chunk_size or 256
+    )
+    return both._replace(log_probs=found.log_probs)
 
 
 def completion_lengths(batch: Batch, *, segments: int = 1) -> jax.Array:
@@ -130,5 +173,6 @@ def _by_segment(values: jax.Array, batch: Batch, segments: int) -> jax.Array:
         return jnp.sum(values, axis=-1, keepdims=True)
     if batch.segment_ids is None:
         raise ValueError(f"segments={segments} needs segment_ids in the batch")
-    ids = jnp.asarray(batch.segment_ids)[..., None] == jnp.arange(segments)[None, None]
-    return jnp.sum(jnp.where(ids, values[..., None], 0), axis=-2)
+    ids = jnp.asarray(batch.segment_ids)
+    own = ids[..., None] == jnp.arange(segments, dtype=ids.dtype)[None, None]
+    return jnp.sum(jnp.where(own, values[..., None], 0), axis=-2)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from divax.divergences import LinearHead
+
 if TYPE_CHECKING:
     from divax.trainers.model import Model
 
@@ -71,10 +73,21 @@ def recomputing(model: "Model") -> Decoding:
         read, before = write_rows(read, tokens, positions), before + lengths
         if model.hidden is None or model.head is None:
             return last_of(model.apply(params, read), before), (read, before)
-        logits = last_of(model.hidden(params, read), before) @ model.head(params)
+        logits = through_head(last_of(model.hidden(params, read), before), model.head(params))
         return logits, (read, before)
 
     return Decoding(init_cache=init_cache, extend=extend)
+
+
+def through_head(states: jax.Array, head: jax.Array | LinearHead) -> jax.Array:
+    """The logits of some states, in the model's own precision where the head is a matrix.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> through_head(jnp.ones((2, 3)), LinearHead(weight=jnp.ones((3, 5)))).shape
+        (2, 5)
+    """
+    return head.logits(states) if isinstance(head, LinearHead) else states @ head
 
 
 def write_rows(old: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Array:

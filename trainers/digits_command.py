@@ -8,7 +8,7 @@ from typing import Literal
 
 import tyro
 
-from divax.trainers.command_line import run_command
+from divax.trainers.command_line import at_least, flag, run_command
 from divax.trainers.errors import RunError
 
 
@@ -60,32 +60,20 @@ class DigitsConfig:
     teacher_width: int = 256
 
     def __post_init__(self):
-        for name in (
-            "seeds",
-            "steps",
-            "teacher_steps",
-            "batch_size",
-            "student_width",
-            "teacher_width",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{_flag(name)} must be at least 1, got {getattr(self, name)}")
+        at_least(1, self, "seeds", "steps", "teacher_steps", "batch_size")
+        at_least(1, self, "student_width", "teacher_width")
         for name in ("temperature", "learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{_flag(name)} must be positive, got {getattr(self, name)}")
+                raise ValueError(f"{flag(name)} must be positive, got {getattr(self, name)}")
         for name in ("distill_weight", "label_noise"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{_flag(name)} must be in [0, 1], got {getattr(self, name)}")
+                raise ValueError(f"{flag(name)} must be in [0, 1], got {getattr(self, name)}")
         if not 0 <= self.seed < 2**31 - self.seeds:
             raise ValueError(f"--seed must be in [0, 2**31 - seeds), got {self.seed}")
         if not self.batch_size <= self.transfer <= 1200:
             raise ValueError(
                 f"--transfer must lie between --batch-size = {self.batch_size} and 1200, got {self.transfer}"
             )
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def main(arguments: list[str]) -> int:

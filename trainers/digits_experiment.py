@@ -16,17 +16,14 @@ import numpy as np
 
 from divax import divergences as dv
 from divax.trainers.classification import classifier
-from divax.trainers.classification_measures import (
-    classifier_sums,
-    summarise_classification,
-    teacher_sums,
-)
+from divax.trainers.classification_measures import classifier_sums
 from divax.trainers.digits_method import AbstractMethod
 from divax.trainers.digits_methods import digits_method
 from divax.trainers.digits_self_taught import StudentAlone
 from divax.trainers.digits_task import digits, digits_split
 from divax.trainers.digits_training import DigitsProblem, Setting, train_through
 from divax.trainers.errors import Interrupted, NonFiniteError, RunError
+from divax.trainers.evaluation import comparison_sums, summarise
 from divax.trainers.experiment_parts import place, write_results
 from divax.trainers.files import write_atomically
 from divax.trainers.interruption import polite_stop
@@ -174,7 +171,7 @@ class DigitsExperiment:
         sums = jax.device_get(_sums(model, problem, params))
         each = [jax.tree.map(lambda x, i=i: x[i], sums) for i in range(self.config.seeds)]
         size = parameter_count(params) // self.config.seeds
-        return [{**summarise_classification([one]), "parameters": size} for one in each]
+        return [{**summarise([one]), "parameters": size} for one in each]
 
     def _go_on(self, stop) -> None:
         if stop.signal_number is not None:
@@ -226,7 +223,7 @@ def _sums(model: Model, problem: DigitsProblem, params: Any) -> dict[str, Any]:
     def one(problem: DigitsProblem, params: Any):
         test = problem.split.test
         logits, held = model.apply(params, test.inputs), problem.held[0](test)
-        return {**classifier_sums(logits, test), **teacher_sums(logits, held, test)}
+        return {**classifier_sums(logits, test), **comparison_sums(logits, held, test)}
 
     return jax.vmap(one)(problem, params)
 

@@ -10,6 +10,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from divax.divergences import AbstractDivergence
+from divax.divergences.fused_linear import Implementation
 from divax.objectives import (
     DistillationObjective,
     DistillationRows,
@@ -17,7 +19,9 @@ from divax.objectives import (
 )
 from divax.objectives.arguments import is_static
 from divax.trainers.batch import Batch
-from divax.trainers.evaluation import comparison_sums, prediction_sums, summarise
+from divax.trainers.evaluation import comparison_sums, prediction_sums, summarise_tokens
+from divax.trainers.hidden_distillation import HiddenDistillation
+from divax.trainers.implementation import check_states
 from divax.trainers.model import Model, predict
 from divax.trainers.sample_sources import AbstractSampleSource, DataSamples, Drawn, Roles
 from divax.trainers.scheduled_objective import Scheduled
@@ -56,6 +60,7 @@ def distillation(
     micro_batches: int = 1,
     mesh: Mesh | None = None,
     vocab_size: int | None = None,
+    implementation: Implementation | None = None,
 ) -> Trainer:
     """Trains a student on a teacher's next-token distributions.
 
@@ -74,6 +79,11 @@ def distillation(
         micro_batches: parts that a batch is split into; the update does not depend on it.
         mesh: a JAX mesh; see `divax.trainers.sharding`.
         vocab_size: the tokenizer's size, where a vocabulary is padded.
+        implementation: of a `TokenDistillation` between models that expose `hidden` and `head` (a
+            cache does as well as a teacher), and of `evaluate`: "fast" and "lean" as in
+            `divergences.fused_linear`, where no model's logits exist for all tokens at once;
+            "reference" computes them. Default: "reference" up to 4 million logits of a device.
+            Other objectives read all logits.
 
     Returns:
         A `Trainer` on `Batch`es. `evaluate` gives the student's `perplexity`, `accuracy` and
@@ -82,7 +92,8 @@ def distillation(
 
     Raises:
         TypeError: the teacher, the objective or the samples are something else.
-        ValueError: a cache of another temperature than the objective's.
+        ValueError: a cache of another temperature than the objective's; "fast" or "lean" where the
+            models or the objective do not allow it.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -101,13 +112,16 @@ def distillation(
         1.0
     """
     _check(teacher, objective, samples)
+    check_states(student, implementation, "student")
+    _check_implementation(implementation, objective)
     arrays, whole = _parted(objective)
-    engine = _Engine(student, whole, optimizer, micro_batches, vocab_size, mesh)
+    unread = HiddenDistillation(student, vocab_size, mesh, implementation)
+    engine = _Engine(unread, whole, optimizer, micro_batches)
     trainer = make_trainer(
         init_params=student.init,
         step=engine.step,
         sums=engine.sums,
-        summarise=summarise,
+        summarise=summarise_tokens,
         optimizer=optimizer,
         frozen=(teacher, arrays, samples),
         mesh=mesh,
@@ -125,12 +139,14 @@ def distillation(
 class _Engine(NamedTuple):
     """The device's part: a step and the sums of an evaluation."""
 
-    student: Model
+    hidden: HiddenDistillation
     whole: Callable[[list[Any]], Any]
     optimizer: optax.GradientTransformation
     micro_batches: int
-    vocab_size: int | None
-    mesh: Mesh | None
+
+    @property
+    def student(self) -> Model:
+        return self.hidden.student
 
     def step(self, state, batch, teacher, arrays, samples):
         kept: DistillationState = state.opt_state
@@ -141,19 +157,28 @@ class _Engine(NamedTuple):
 
         def loss_fn(params, drawn, key, teacher):
             del key
-            return objective(self.rows(params, drawn, teacher))
+            return self.loss(objective, params, drawn, teacher)
 
         def loss(batch):
             return loss_fn(state.params, Drawn.data(batch), None, teacher)[0].mean()
 
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _SAMPLES)
-        roles = Roles(self.student, state.params, teacher, loss, state.step, key, self.mesh)
+        roles = Roles(self.student, state.params, teacher, loss, state.step, key, self.hidden.mesh)
         drawn, memory, told = samples.draw(batch, kept.samples, roles)
         update = make_step(loss_fn, self.optimizer, self.micro_batches)
         inner = dataclasses.replace(state, opt_state=kept.optimizer)
         inner, metrics = update(inner, drawn, teacher)
         after = dataclasses.replace(inner, opt_state=DistillationState(inner.opt_state, memory))
         return after, {**metrics, **told}
+
+    def loss(self, objective, params, drawn: Drawn, teacher):
+        """Of states and heads where the objective can, else of all logits."""
+        unread = None
+        if self.hidden.serves(objective):
+            unread = self.hidden.unread(params, drawn.batch, teacher)
+        if unread is None or unread.teacher is None:
+            return objective(self.rows(params, drawn, teacher))
+        return self.hidden.loss(*_parted(objective), unread, drawn.batch)
 
     def rows(self, params, drawn: Drawn, teacher) -> DistillationRows:
         """What the objective reads of them."""
@@ -170,19 +195,22 @@ class _Engine(NamedTuple):
 
     def restricted(self, logits):
         """Logits of the tokenizer's own ids; a cache has no others."""
-        if self.vocab_size is None or not isinstance(logits, jax.Array):
-            return logits
-        return logits[..., : self.vocab_size]
+        size = self.hidden.vocab_size
+        return logits[..., :size] if size and isinstance(logits, jax.Array) else logits
 
     def sums(self, state, batch, teacher, arrays, samples):
         del arrays, samples
-        held = teacher.given(state.params, state.opt_state.optimizer)(batch)
+        teacher = teacher.given(state.params, state.opt_state.optimizer)
+        unread = self.hidden.unread(state.params, batch, teacher)
+        if unread is not None:
+            return self.hidden.sums(unread, batch)
+        held, size = teacher(batch), self.hidden.vocab_size
         logits = predict(self.student, state.params, batch)
-        measured: dict[str, Any] = prediction_sums(logits, batch, self.vocab_size)
+        measured: dict[str, Any] = prediction_sums(logits, batch, size)
         if held is not None:
-            measured |= comparison_sums(logits, held, batch, self.vocab_size)
+            measured |= comparison_sums(logits, held, batch, size)
         if isinstance(held, jax.Array):
-            measured["teacher"] = prediction_sums(held, batch, self.vocab_size)
+            measured["teacher"] = prediction_sums(held, batch, size)
         return measured
 
 
@@ -212,7 +240,7 @@ def _check(teacher, objective, samples) -> None:
             f"objective must be a function of DistillationRows, got {found}: "
             "a divergence goes into objectives.TokenDistillation(divergence=...)"
         )
-    if hasattr(objective, "formula"):
+    if isinstance(objective, AbstractDivergence):
         raise TypeError(
             f"objective must be a function of DistillationRows, got the divergence {objective.name}: "
             "put it into objectives.TokenDistillation(divergence=...)"
@@ -222,10 +250,21 @@ def _check(teacher, objective, samples) -> None:
             f"samples must be a source such as tr.DataSamples(), got {type(samples).__name__}"
         )
     if isinstance(teacher, CachedTeacher):
-        first = objective
-        if isinstance(objective, Scheduled):
-            first = objective.at(jnp.zeros((), jnp.int32))
-        _check_temperature(first, teacher.temperature)
+        _check_temperature(_first(objective), teacher.temperature)
+
+
+def _first(objective: Any) -> Any:
+    """Of the first step."""
+    scheduled = isinstance(objective, Scheduled)
+    return objective.at(jnp.zeros((), jnp.int32)) if scheduled else objective
+
+
+def _check_implementation(implementation: Any, objective: Any) -> None:
+    if implementation in ("fast", "lean") and not isinstance(_first(objective), TokenDistillation):
+        raise ValueError(
+            f"implementation={implementation!r} is of a TokenDistillation, and"
+            f" {type(_first(objective)).__name__} reads all logits: leave it out"
+        )
 
 
 def _check_temperature(objective: Any, stored: float) -> None:

@@ -8,7 +8,8 @@ from jax.typing import ArrayLike
 
 from divax import objectives
 from divax.objectives import align_gradients
-from divax.trainers.classification_measures import evaluation_sums, summarise_classification
+from divax.trainers.classification_measures import evaluation_sums
+from divax.trainers.evaluation import summarise
 from divax.trainers.model import Model
 from divax.trainers.state import TrainState
 from divax.trainers.step import mean_gradient, stated_learning_rate
@@ -95,7 +96,7 @@ def aligned_dual_head_distillation(
         init_params=lambda key: _with_backbone(student.init(key)),
         step=step,
         sums=evaluation_sums(student),
-        summarise=summarise_classification,
+        summarise=summarise,
         optimizer=optimizer,
         frozen=(teacher, (auxiliary_weight, temperature)),
         mesh=mesh,

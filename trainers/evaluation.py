@@ -8,19 +8,20 @@ import numpy as np
 
 from divax import objectives
 from divax.divergences import ForwardKL, ReverseKL, TopKCache
-from divax.objectives import Weighted, align_causal
+from divax.objectives import Weighted
 from divax.trainers.batch import Batch
 from divax.trainers.calibration import Calibration
+from divax.trainers.examples import Examples
 
 
 def prediction_sums(
-    logits: jax.Array, batch: Batch, vocab_size: int | None = None
+    logits: jax.Array, batch: Batch | Examples, vocab_size: int | None = None
 ) -> dict[str, Any]:
-    """Sums of a causal model's `nll`, `accuracy` and `calibration` on a batch.
+    """Sums of a model's `nll` (nats), `accuracy` and `calibration` on a batch.
 
     Args:
-        logits: `[B, T, V]`.
-        batch: the tokens; position t is scored on token t + 1.
+        logits: `[B, T, V]`; a classifier's are `[B, V]`.
+        batch: the tokens, where position t is scored on token t + 1; or the examples.
         vocab_size: ids from there on are padding of the vocabulary.
 
     Example:
@@ -30,7 +31,7 @@ def prediction_sums(
         >>> float(sums["nll"].count), round(float(sums["nll"].mean()), 4)
         (2.0, 1.3863)
     """
-    labels, mask = align_causal(batch.tokens, batch.mask, batch.segment_ids)
+    labels, mask = batch.targets()
     logits = logits if vocab_size is None else logits[..., :vocab_size]
     nll, metrics = objectives.cross_entropy(logits=logits, labels=labels, mask=mask)
     calibration = Calibration.of(logits, labels, mask)
@@ -40,16 +41,16 @@ def prediction_sums(
 def comparison_sums(
     student_logits: jax.Array,
     teacher_logits: jax.Array | TopKCache,
-    batch: Batch,
+    batch: Batch | Examples,
     vocab_size: int | None = None,
 ) -> dict[str, Weighted]:
-    """Sums of `forward_kl`, `reverse_kl` (nats per token) and top-1 `agreement`.
+    """Sums of `forward_kl`, `reverse_kl` (nats) and top-1 `agreement`.
 
     Args:
-        student_logits: `[B, T, V]`.
-        teacher_logits: `[B, T, V]`; or what a cache kept of them, and both divergences are those
-            of the kept tokens and one bucket, lower bounds.
-        batch: the tokens that both were run on; the positions counted are those of the loss.
+        student_logits: `[B, T, V]`; a classifier's are `[B, V]`.
+        teacher_logits: as the student's; or what a cache kept of them, and both divergences are
+            those of the kept tokens and one bucket, lower bounds.
+        batch: what both were run on; the positions counted are those of the loss.
         vocab_size: ids from there on are padding of the vocabulary.
 
     Example:
@@ -58,7 +59,7 @@ def comparison_sums(
         >>> float(comparison_sums(logits, logits, batch)["agreement"].mean())
         1.0
     """
-    labels, mask = align_causal(batch.tokens, batch.mask, batch.segment_ids)
+    labels, mask = batch.targets()
 
     def measure(divergence):
         return objectives.distillation(
@@ -81,21 +82,20 @@ def comparison_sums(
 def summarise(batch_sums: Iterable[dict[str, Any]]) -> dict[str, float]:
     """Adds the batches' sums in float64 on the host and divides once.
 
-    `nll` becomes `perplexity` = exp(nll), `calibration` becomes `ece`, and a nested dictionary's
-    names are joined by a slash.
+    `calibration` becomes `ece`, and a nested dictionary's names are joined by a slash.
 
     Args:
         batch_sums: what `prediction_sums` and `comparison_sums` return, one per batch.
 
     Raises:
-        ValueError: no batch, or none with a token that counts.
+        ValueError: no batch, or none with a position that counts.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> batch = Batch(tokens=jnp.array([[0, 1, 1]]))
-        >>> sums = [prediction_sums(jnp.zeros((1, 3, 4)), batch)] * 2
-        >>> {name: round(value, 4) for name, value in summarise(sums).items()}
-        {'accuracy': 0.0, 'ece': 0.25, 'perplexity': 4.0}
+        >>> examples = Examples(inputs=jnp.zeros((2, 1)), labels=jnp.array([0, 1]))
+        >>> found = summarise([prediction_sums(jnp.zeros((2, 4)), examples)] * 2)
+        >>> {name: round(value, 4) for name, value in found.items()}
+        {'accuracy': 0.5, 'ece': 0.25, 'nll': 1.3863}
     """
     total = None
     for sums in batch_sums:
@@ -106,6 +106,28 @@ def summarise(batch_sums: Iterable[dict[str, Any]]) -> dict[str, float]:
     return _divide(total, "")
 
 
+def summarise_tokens(batch_sums: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """`summarise`, with `perplexity` = exp(nll) in place of every `nll`.
+
+    Args:
+        batch_sums: as for `summarise`.
+
+    Raises:
+        ValueError: no batch, or none with a position that counts.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> batch = Batch(tokens=jnp.array([[0, 1, 1]]))
+        >>> found = summarise_tokens([prediction_sums(jnp.zeros((1, 3, 4)), batch)] * 2)
+        >>> {name: round(value, 4) for name, value in found.items()}
+        {'accuracy': 0.0, 'ece': 0.25, 'perplexity': 4.0}
+    """
+    return {
+        name.replace("nll", "perplexity"): float(np.exp(value)) if name.endswith("nll") else value
+        for name, value in summarise(batch_sums).items()
+    }
+
+
 def _divide(sums: dict[str, Any], prefix: str) -> dict[str, float]:
     values = {}
     for name, item in sums.items():
@@ -114,9 +136,7 @@ def _divide(sums: dict[str, Any], prefix: str) -> dict[str, float]:
         elif isinstance(item, Calibration):
             values[prefix + "ece"] = float(item.error())
         elif item.count == 0:
-            raise ValueError("evaluation got no token to score: every position is masked")
-        elif name == "nll":
-            values[prefix + "perplexity"] = float(np.exp(item.total / item.count))
+            raise ValueError("evaluation got nothing to score: every position is masked")
         else:
             values[prefix + name] = float(item.total / item.count)
     return values

@@ -36,6 +36,7 @@ class Examples:
         return self.inputs, {}
 
     def targets(self) -> tuple[jax.Array, jax.Array]:
-        """The labels, and how much each counts."""
+        """The labels, and how much each counts: the mask, and 0 where the label is negative."""
         labels = jnp.asarray(self.labels)
-        return labels, jnp.ones(labels.shape) if self.mask is None else jnp.asarray(self.mask)
+        mask = jnp.ones(labels.shape) if self.mask is None else jnp.asarray(self.mask)
+        return labels, jnp.where(labels >= 0, mask.astype(jnp.result_type(float)), 0)

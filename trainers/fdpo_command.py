@@ -7,7 +7,7 @@ from typing import Literal
 
 import tyro
 
-from divax.trainers.command_line import run_command
+from divax.trainers.command_line import at_least, flag, run_command
 from divax.trainers.kd_config import ModelSize
 
 
@@ -41,9 +41,7 @@ class Training:
         for name in ("learning_rate", "base_learning_rate"):
             rate = getattr(self, name)
             if rate is not None and not 0 < rate < float("inf"):
-                raise ValueError(
-                    f"--training.{name.replace('_', '-')} must be positive, got {rate}"
-                )
+                raise ValueError(f"{flag('training.' + name)} must be positive, got {rate}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,23 +93,10 @@ class FdpoConfig:
 
     def __post_init__(self):
         training = self.training
-        for name, value in {
-            "--steps": self.steps,
-            "--base-steps": self.base_steps,
-            "--training.batch-size": training.batch_size,
-            "--training.base-batch-size": training.base_batch_size,
-            "--training.micro-batches": training.micro_batches,
-            "--training.checkpoint-every": training.checkpoint_every,
-            "--training.evaluate-every": training.evaluate_every,
-        }.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        for name, value in {
-            "--training.base-length": training.base_length,
-            "--training.max-length": training.max_length,
-        }.items():
-            if value < 2:
-                raise ValueError(f"{name} must be at least 2, got {value}")
+        every = "training.checkpoint_every", "training.evaluate_every"
+        rows = "training.batch_size", "training.base_batch_size", "training.micro_batches"
+        at_least(1, self, "steps", "base_steps", *rows, *every)
+        at_least(2, self, "training.base_length", "training.max_length")
         # Both completions of a pair are rows.
         if 2 * training.batch_size % training.micro_batches:
             raise ValueError("--training.micro-batches must divide twice --training.batch-size")

@@ -1,10 +1,13 @@
 """What `divax kd` can be asked for."""
 
 import dataclasses
+import operator
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+
+from divax.trainers.command_line import at_least, flag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,23 +71,6 @@ class Sampling:
     fresh: float = 0.25
     max_age: int = 100
 
-    def __post_init__(self):
-        if self.prompt_length < 1:
-            raise ValueError(
-                f"--sampling.prompt-length must be at least 1, got {self.prompt_length}"
-            )
-        for name in ("teacher_share", "fresh"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                flag = f"--sampling.{name.replace('_', '-')}"
-                raise ValueError(f"{flag} must be in [0, 1], got {value}")
-        for name in ("replay", "max_age"):
-            value = getattr(self, name)
-            if value < 0:
-                raise ValueError(
-                    f"--sampling.{name.replace('_', '-')} must be at least 0, got {value}"
-                )
-
 
 @dataclasses.dataclass(frozen=True)
 class KdConfig:
@@ -141,26 +127,21 @@ class KdConfig:
 
     def __post_init__(self):
         training = self.training
-        for name, value in {
-            "--steps": self.steps,
-            "--teacher-steps": self.teacher_steps,
-            "--training.batch-size": training.batch_size,
-            "--training.micro-batches": training.micro_batches,
-            "--training.checkpoint-every": training.checkpoint_every,
-            "--training.evaluate-every": training.evaluate_every,
-        }.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if training.sequence_length < 2:
-            raise ValueError("--training.sequence-length must be at least 2")
+        every = "training.checkpoint_every", "training.evaluate_every"
+        rows = "training.batch_size", "training.micro_batches", "sampling.prompt_length"
+        at_least(1, self, "steps", "teacher_steps", *rows, *every)
+        at_least(2, self, "training.sequence_length")
+        at_least(0, self, "sampling.replay", "sampling.max_age")
         if training.batch_size % training.micro_batches:
             raise ValueError("--training.micro-batches must divide --training.batch-size")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"--seed must be in [0, 2**32), got {self.seed}")
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"--temperature must be positive, got {self.temperature}")
-        if not 0 <= self.distill_weight <= 1:
-            raise ValueError(f"--distill-weight must be in [0, 1], got {self.distill_weight}")
+        for name in ("distill_weight", "sampling.teacher_share", "sampling.fresh"):
+            value = operator.attrgetter(name)(self)
+            if not 0 <= value <= 1:
+                raise ValueError(f"{flag(name)} must be in [0, 1], got {value}")
         if self.on_policy != "adaptive":
             _share(self.on_policy)
 

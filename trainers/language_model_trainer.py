@@ -4,9 +4,9 @@ import optax
 from jax.sharding import Mesh
 
 from divax import objectives
-from divax.objectives import align_causal, token_mean
+from divax.objectives import token_mean
 from divax.objectives.reduction import Reduction
-from divax.trainers.evaluation import prediction_sums, summarise
+from divax.trainers.evaluation import prediction_sums, summarise_tokens
 from divax.trainers.model import Model, predict
 from divax.trainers.step import make_step
 from divax.trainers.trainer import Trainer, make_trainer
@@ -49,7 +49,7 @@ def language_model(
 
     def loss_fn(params, batch, key):
         del key
-        labels, mask = align_causal(batch.tokens, batch.mask, batch.segment_ids)
+        labels, mask = batch.targets()
         return objectives.cross_entropy(
             logits=predict(model, params, batch),
             labels=labels,
@@ -64,7 +64,7 @@ def language_model(
         sums=lambda state, batch: prediction_sums(
             predict(model, state.params, batch), batch, vocab_size
         ),
-        summarise=summarise,
+        summarise=summarise_tokens,
         optimizer=optimizer,
         mesh=mesh,
     )

@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from divax.divergences import LinearHead
+from divax.objectives import HiddenLogits
 from divax.trainers.batch import Batch
 from divax.trainers.decoding import Decoding
 from divax.trainers.examples import Examples
@@ -22,8 +24,9 @@ class Model:
             `segment_ids=` as well if it is to see packed batches, and `prefix_ids=` if their
             documents may share a prefix; see `Batch`.
         hidden: `hidden(params, tokens) -> [B, T, D]`, the states before the vocabulary head.
-        head: `head(params) -> [D, V]`, so that `hidden @ head` are the logits and a loss may
-            skip them.
+        head: `head(params) -> [D, V]`, so that `hidden @ head` are the logits; or a
+            `divergences.LinearHead` with a bias, a soft cap, an adapter or a tied embedding. With
+            both, trainers take losses from states and head, and never have all logits at once.
         decode: how it reads token by token, with a cache; without it, `sample` reads the whole
             prefix again for every token, which gives the same samples.
         context: the longest sequence that it takes; `None` is no limit.
@@ -45,7 +48,7 @@ class Model:
     init: Callable[[jax.Array], Any]
     apply: Callable[..., Any]
     hidden: Callable[..., jax.Array] | None = None
-    head: Callable[[Any], jax.Array] | None = None
+    head: Callable[[Any], jax.Array | LinearHead] | None = None
     decode: Decoding | None = None
     context: int | None = None
 
@@ -94,6 +97,33 @@ def hidden_states(model: Model, params: Any, batch: Batch) -> jax.Array:
     if model.hidden is None:
         raise ValueError("the model exposes no hidden(params, tokens)")
     return _run(model.hidden, "hidden", params, batch)
+
+
+def hidden_logits(model: Model, params: Any, batch: Batch | Examples) -> HiddenLogits | None:
+    """The model's logits on a batch as states and a head; `None` if it does not expose both.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        batch: the tokens; `segment_ids` are handed on when there are any.
+
+    Raises:
+        ValueError: the batch is packed and the model's `hidden` takes no `segment_ids`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> model = Model(
+        ...     init=lambda key: jnp.eye(4), apply=lambda params, tokens: params[tokens] @ params,
+        ...     hidden=lambda params, tokens: params[tokens], head=lambda params: params,
+        ... )
+        >>> made = hidden_logits(model, jnp.eye(4), Batch(tokens=jnp.zeros((2, 3), jnp.int32)))
+        >>> made.hidden.shape, made.logits().shape
+        ((2, 3, 4), (2, 3, 4))
+    """
+    if model.hidden is None or model.head is None:
+        return None
+    states = _run(model.hidden, "hidden", params, batch)
+    return HiddenLogits(hidden=states, head=model.head(params))
 
 
 def _run(

@@ -7,7 +7,7 @@ from typing import Literal
 
 import tyro
 
-from divax.trainers.command_line import run_command
+from divax.trainers.command_line import at_least, flag, run_command
 from divax.trainers.kd_config import ModelSize
 
 
@@ -99,24 +99,11 @@ class PgConfig:
 
     def __post_init__(self):
         training = self.training
-        counts = ("prompts", "group_size", "epochs", "minibatches", "micro_batches", "oversample")
-        counts += (
-            "base_batch_size",
-            "checkpoint_every",
-            "evaluate_every",
-            "base_steps",
-            "reset_every",
-        )
-        for name in counts:
-            value = getattr(training, name)
-            if value is not None and value < 1:
-                raise ValueError(
-                    f"--training.{name.replace('_', '-')} must be at least 1, got {value}"
-                )
-        if self.steps < 1:
-            raise ValueError(f"--steps must be at least 1, got {self.steps}")
-        if training.samples < 2:
-            raise ValueError(f"--training.samples must be at least 2, got {training.samples}")
+        rollout = "training.prompts", "training.epochs", "training.oversample"
+        parts = "training.minibatches", "training.micro_batches", "training.base_batch_size"
+        every = "training.checkpoint_every", "training.evaluate_every", "training.reset_every"
+        at_least(1, self, "steps", "training.base_steps", *rollout, *parts, *every)
+        at_least(2, self, "training.samples")
         if training.group_size < 2:
             raise ValueError(
                 "--training.group-size must be at least 2: a group is its own baseline"
@@ -130,7 +117,7 @@ class PgConfig:
         for name in ("temperature", "reward_timeout", "learning_rate", "base_learning_rate"):
             value = getattr(training, name)
             if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"--training.{name.replace('_', '-')} must be positive")
+                raise ValueError(f"{flag('training.' + name)} must be positive")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"--seed must be in [0, 2**32), got {self.seed}")
         if self.beta is not None and not 0 < self.beta < float("inf"):

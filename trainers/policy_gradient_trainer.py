@@ -11,7 +11,9 @@ import optax
 from jax.sharding import Mesh
 
 from divax import objectives
+from divax.divergences.fused_linear import Implementation
 from divax.objectives import AbstractBetaControl, BetaState, PolicyGradientMethod
+from divax.trainers.implementation import check_states
 from divax.trainers.model import Model
 from divax.trainers.policy_update import Experience, Policy, Updates
 from divax.trainers.problems import Problems, Scorer
@@ -60,6 +62,7 @@ def policy_gradient(
     reset_above: float | None = None,
     mesh: Mesh | None = None,
     rollout_mesh: Mesh | None = None,
+    implementation: Implementation | None = None,
 ) -> Trainer:
     """Trains a policy on rewards of its own samples, held to a reference by any regulariser.
 
@@ -89,6 +92,10 @@ def policy_gradient(
             more, the reference becomes the policy. `None`: never.
         mesh: of the updates; see `divax.trainers.sharding`.
         rollout_mesh: of the sampler, where another layout suits it better; `None` takes `mesh`.
+        implementation: of log-probs, entropies and whole-vocabulary divergences under an untruncated
+            sampler, of a policy that exposes `hidden` and `head`: "fast" and "lean" as in
+            `objectives.token_statistics`, "reference" from all logits; default: by the number of
+            logits of a device, "reference" up to 4 million.
 
     Returns:
         A `Trainer` on `Problems`. `evaluate` gives the mean `reward`, `length`, and the shares of
@@ -118,15 +125,11 @@ def policy_gradient(
 
     Source: as the method's.
     """
-    _check(method, reference, replay)
-    if reset_above is not None and not isinstance(reference, MovingReference):
-        raise ValueError(
-            "reset_above resets a tr.MovingReference() with a tr.following optimizer; share=0 leaves "
-            "all moves to it"
-        )
+    _check(method, reference, replay, reset_above)
     if mesh is not None:
         mesh = automatic(mesh)
-    actor = Policy.of(policy, settings, method)
+    check_states(policy, implementation, "policy")
+    actor = Policy.of(policy, settings, method, mesh, implementation)
     collector = Collector(policy, scorer, settings, group_size, prompts, mesh=rollout_mesh or mesh)
     engine = _Engine(
         actor, optimizer, updates, group_size, control or _constant(method), reset_above
@@ -185,11 +188,12 @@ class _Engine(NamedTuple):
         drift = metrics.get("reference/log_ratio", jnp.zeros(()))
         live = jnp.max(experience.mask, axis=1)
         length = jnp.sum(experience.mask) / jnp.maximum(jnp.sum(live), 1)
-        beta = self.control.update(kept.beta, drift * length)
+        whole = drift * length.astype(drift.dtype)
+        beta = self.control.update(kept.beta, whole)
         metrics = {**metrics, "beta": kept.beta.beta, **stated_learning_rate(inner.opt_state)}
         opt_state = inner.opt_state
         if self.reset_above is not None:
-            now = drift * length > self.reset_above
+            now = whole > self.reset_above
             metrics["reference/reset"] = now.astype(jnp.float32)
             opt_state = reset_reference(opt_state, inner.params, now)
         after = PolicyGradientState(opt_state, beta)
@@ -208,7 +212,12 @@ def _with_beta(method: PolicyGradientMethod, beta: jax.Array) -> PolicyGradientM
     return dataclasses.replace(method, regularizer=regularizer)
 
 
-def _check(method, reference, replay) -> None:
+def _check(method, reference, replay, reset_above) -> None:
+    if reset_above is not None and not isinstance(reference, MovingReference):
+        raise ValueError(
+            "reset_above resets a tr.MovingReference() with a tr.following optimizer; share=0 leaves "
+            "all moves to it"
+        )
     if method.regularizer is not None and reference is None:
         raise ValueError(
             "the method has a regularizer, so it needs a reference such as tr.FixedReference(params)"

@@ -6,11 +6,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
+from divax.divergences.fused_linear import Implementation
 from divax.objectives import (
     ConflictShaping,
     Credit,
     PolicyGradientMethod,
+    Regularizer,
     TopEntropy,
     replay_penalty,
     return_to_go,
@@ -20,15 +23,20 @@ from divax.objectives import (
 from divax.objectives.arguments import is_static
 from divax.trainers.batch import Batch
 from divax.trainers.model import Model, hidden_states
+from divax.trainers.policy_walk import Held, by_token, loss_and_streams
 from divax.trainers.replay import Replay
 from divax.trainers.state import TrainState
 from divax.trainers.step import mean_gradient
 from divax.trainers.token_streams import (
+    Against,
     SamplingSettings,
     TokenStreams,
+    UnreadStreams,
     full_streams,
+    hidden_streams,
     kept_tokens,
     sampled_log_probs,
+    unread_streams,
 )
 
 
@@ -106,22 +114,33 @@ class Policy(NamedTuple):
         settings: the sampler's.
         head: `None` for methods without a value function.
         needs: which streams the method reads.
+        mesh: the trainer's.
+        implementation: as in `hidden_streams`.
 
     Example:
         >>> Policy._fields
-        ('model', 'settings', 'head', 'needs')
+        ('model', 'settings', 'head', 'needs', 'mesh', 'implementation')
     """
 
     model: Model
     settings: SamplingSettings
     head: ValueHead | None
     needs: "Needs"
+    mesh: Mesh | None = None
+    implementation: Implementation | None = None
 
     @classmethod
-    def of(cls, model: Model, settings: SamplingSettings, method: PolicyGradientMethod) -> "Policy":
+    def of(
+        cls,
+        model: Model,
+        settings: SamplingSettings,
+        method: PolicyGradientMethod,
+        mesh: Mesh | None = None,
+        implementation: Implementation | None = None,
+    ) -> "Policy":
         """What a method needs of a model."""
         head = ValueHead.of(model) if method.advantage.needs_values else None
-        return cls(model, settings, head, Needs.of(method))
+        return cls(model, settings, head, Needs.of(method), mesh, implementation)
 
     def start(self, params: Any) -> Any:
         """What is trained."""
@@ -133,11 +152,31 @@ class Policy(NamedTuple):
         """The policy's parameters alone."""
         return trained if self.head is None else trained["policy"]
 
-    def streams(self, params: Any, batch: Batch, kept: Any, *, whole: bool) -> TokenStreams:
-        """Of a policy's parameters; with entropies and logits where the whole is asked for."""
-        if whole or kept is not None:
-            return full_streams(self.model, params, batch, self.settings, kept)
-        return sampled_log_probs(self.model, params, batch, self.settings)
+    def streams(
+        self, params: Any, batch: Batch, kept: Any, *, whole: bool, against: Against | None = None
+    ) -> TokenStreams:
+        """Of a policy's parameters; with entropies, and divergences or logits, where the whole is asked for."""
+        if not whole and kept is None:
+            how = self.implementation
+            return sampled_log_probs(
+                self.model, params, batch, self.settings, mesh=self.mesh, implementation=how
+            )
+        unread = None if kept is not None else self.unread(params, batch, against)
+        if unread is not None:
+            return hidden_streams(unread, self.mesh)
+        return full_streams(self.model, params, batch, self.settings, kept)
+
+    def unread(self, params: Any, batch: Batch, against: Against | None) -> UnreadStreams | None:
+        """States and heads in place of the logits, if there are any and they are worth it."""
+        return unread_streams(
+            self.model,
+            params,
+            batch,
+            self.settings,
+            against=against,
+            mesh=self.mesh,
+            implementation=self.implementation,
+        )
 
 
 @jax.tree_util.register_dataclass
@@ -173,7 +212,10 @@ class Experience:
         """The streams of old policy and reference, and the credit, from the rows of a rollout."""
         params, batch = actor.params_of(trained), Batch(tokens=rows["tokens"], mask=rows["mask"])
         kept = kept_tokens(actor.model, params, batch, actor.settings)
-        old = actor.streams(params, batch, kept, whole=actor.needs.whole)
+        against = None
+        if actor.needs.logits and method.penalty_in_credit:
+            against = _against(method, reference)
+        old = actor.streams(params, batch, kept, whole=actor.needs.whole, against=against)
         held = TokenStreams(None)  # type: ignore[arg-type]
         if reference is not None and method.regularizer is not None:
             held = actor.streams(reference, batch, kept, whole=actor.needs.logits)
@@ -189,6 +231,7 @@ class Experience:
             reference_logps=held.log_probs,
             old_logits=old.logits if actor.needs.logits else None,
             reference_logits=held.logits,
+            old_divergences=old.divergences,
             tokens=batch.tokens,
             entropies=old.entropies,
         )
@@ -307,23 +350,40 @@ class _Losses(NamedTuple):
 
     def of_method(self, trained, part: Experience, key, reference):
         del key
-        batch, method = Batch(tokens=part.tokens, mask=part.mask), self.method
+        batch, method, needs = (
+            Batch(tokens=part.tokens, mask=part.mask),
+            self.method,
+            self.actor.needs,
+        )
         params = self.actor.params_of(trained)
-        now = self.actor.streams(params, batch, part.kept, whole=self.actor.needs.whole)
-        wants_logits = self.actor.needs.logits and not method.penalty_in_credit
+        wants_logits = needs.logits and not method.penalty_in_credit
+        against = _against(method, reference) if wants_logits else None
+        unread = self.actor.unread(params, batch, against) if by_token(method) else None
+        if unread is not None:
+            mesh = self.actor.mesh
+            loss, now = loss_and_streams(
+                method, unread, _held(method, part), entropies=needs.whole, mesh=mesh
+            )
+            return loss, self.measured(now, part, None)[1]
+        now = self.actor.streams(params, batch, part.kept, whole=needs.whole, against=against)
         held = None
-        if wants_logits:
+        if wants_logits and now.divergences is None:
             held = self.actor.streams(reference, batch, part.kept, whole=True).logits
-        return method.loss(
+        return self.measured(now, part, held)
+
+    def measured(self, now: TokenStreams, part: Experience, reference_logits: jax.Array | None):
+        """The method's loss and metrics from streams."""
+        return self.method.loss(
             model_logps=now.log_probs,
             credit=part.credit,
             mask=part.mask,
             old_logps=part.old_logps,
             sampler_logps=part.sampler_logps,
             reference_logps=part.reference_logps,
-            model_logits=now.logits if wants_logits else None,
-            reference_logits=held,
-            entropies=now.entropies,
+            model_logits=None if reference_logits is None else now.logits,
+            reference_logits=reference_logits,
+            divergences=now.divergences,
+            entropies=now.entropies if self.actor.needs.whole else None,
         )
 
     def of_replay(self, trained, rows: Replay, key):
@@ -348,6 +408,22 @@ class _Losses(NamedTuple):
         return value_loss(
             values=values, returns=part.returns, mask=part.mask, old_values=part.old_values
         )
+
+
+def _against(method: PolicyGradientMethod, reference: Any) -> Against:
+    """The reference, for a regulariser of whole distributions."""
+    assert isinstance(method.regularizer, Regularizer)
+    return Against(reference, method.regularizer.divergence)
+
+
+def _held(method: PolicyGradientMethod, part: Experience) -> Held:
+    """What is known of the tokens of an update."""
+    weights: Any = jnp.ones(part.mask.shape, part.old_logps.dtype)
+    if method.correction is not None:
+        weights = method.correction.weights(part.old_logps, part.sampler_logps, part.mask)
+    return Held(
+        *part.credit, part.mask, part.old_logps, part.reference_logps, sample_weights=weights
+    )
 
 
 def _returns(method: PolicyGradientMethod, rewards: jax.Array, mask: Any) -> jax.Array:

@@ -12,7 +12,8 @@ from jax.typing import ArrayLike, DTypeLike
 
 from divax import objectives
 from divax.objectives import PredictionMemory
-from divax.trainers.classification_measures import evaluation_sums, summarise_classification
+from divax.trainers.classification_measures import evaluation_sums
+from divax.trainers.evaluation import summarise
 from divax.trainers.model import Model
 from divax.trainers.step import make_step
 from divax.trainers.trainer import Trainer, make_trainer
@@ -114,7 +115,7 @@ def progressive_self_distillation(
         init_params=student.init,
         step=step,
         sums=evaluation_sums(student),
-        summarise=summarise_classification,
+        summarise=summarise,
         optimizer=remembering,
         mesh=mesh,
     )

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from divax import objectives
 from divax.divergences import AbstractDivergence, ReverseKL
 from divax.divergences import divergence as frozen_pytree
+from divax.divergences.fused_linear import Implementation
 from divax.objectives import AbstractPairLoss, Logistic, PairAggregate, PairMean, Weighted
 from divax.trainers.completion_rows import (
     CompletionRows,
@@ -26,6 +27,7 @@ from divax.trainers.completions import (
     completion_log_probs,
 )
 from divax.trainers.coupled_step import make_coupled_step
+from divax.trainers.implementation import check_states
 from divax.trainers.model import Model
 from divax.trainers.pairs import PairBatch, PairLogps, PairObjective
 from divax.trainers.preference_evaluation import pair_sums, summarise_pairs
@@ -86,9 +88,10 @@ def preference(
     objective: PairObjective = FDivergenceDPO(),  # noqa: B008 (frozen value)
     reference_model: Model | None = None,
     micro_batches: int = 1,
-    chunk_size: int = 1024,
+    chunk_size: int | None = None,
     from_reference: bool = True,
     mesh: Mesh | None = None,
+    implementation: Implementation | None = None,
 ) -> Trainer:
     """Trains a policy so that what it prefers over a reference agrees with preference labels.
 
@@ -105,10 +108,11 @@ def preference(
             `OnPolicyWeighted`; `Scheduled` for numbers that change with the step.
         reference_model: the reference's model, where it is not the policy's.
         micro_batches: parts that the completions of a batch are split into.
-        chunk_size: positions whose logits exist at a time.
+        chunk_size: positions whose logits exist at a time; `None` chooses.
         from_reference: the policy starts as its reference, and the first step makes sure of it; see
             `check_start`. `False` where it does not, as with a teacher or a soup for a reference.
         mesh: a JAX mesh; see `divax.trainers.sharding`.
+        implementation: as in `completion_log_probs`.
 
     Returns:
         A `Trainer` on `PairBatch`es. `evaluate` gives the means of the objective's metrics, the
@@ -144,7 +148,8 @@ def preference(
         raise TypeError(
             f"objective must be a function of PairLogps such as tr.FDivergenceDPO(), got {objective!r}"
         )
-    rows = CompletionRows(policy, reference_model or policy, chunk_size)
+    rows = CompletionRows(policy, reference_model or policy, chunk_size, mesh, implementation)
+    check_states(policy, implementation, "policy")
 
     def held(state, batch, reference):
         return rows.reference_logps(batch, reference, state.opt_state)
@@ -204,7 +209,7 @@ def precompute_reference(
     params: Any,
     batches: Iterable[PairBatch],
     *,
-    chunk_size: int = 1024,
+    chunk_size: int | None = None,
 ) -> Iterable[PairBatch]:
     """The batches with the reference's log-probs in them, so that training runs it no more.
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from divax.divergences import LinearHead
 from divax.trainers.model import Model
 
 
@@ -258,9 +259,49 @@ def low_rank(model: Model, base: Any, *, rank: int, scale: float = 1.0) -> Model
         init=init,
         apply=through(model.apply),
         hidden=through(model.hidden),
-        head=None if model.head is None else lambda params: model.head(merged(params)),
+        head=_low_rank_head(model, base, scale, merged),
         decode=None,
     )
+
+
+def _low_rank_head(model, base, scale, merged):
+    """The head with its correction as an adapter, so that no gradient of the frozen matrix's size is ever formed.
+
+    That takes a head whose weight is a matrix of the base as it is; of any other the merged matrix is.
+    """
+    if model.head is None:
+        return None
+    place = _place_of_weight(model.head, base)
+
+    def head(params):
+        if place is None or str(place) not in params:
+            return model.head(merged(params))
+        frozen = jax.lax.stop_gradient(model.head(base))
+        frozen = frozen if isinstance(frozen, LinearHead) else LinearHead(weight=frozen)
+        dtype = jnp.asarray(frozen.weight).dtype
+        a, b = (factor.astype(dtype) for factor in params[str(place)])
+        adapter = (scale * b.T, a.T) if frozen.tied else (scale * a, b)
+        return dataclasses.replace(frozen, adapter=adapter)
+
+    return head
+
+
+def _place_of_weight(head, base) -> int | None:
+    """Which leaf of the base the head's weight is, but for its dtype; None if it is something else."""
+    found = jax.eval_shape(head, base)
+    if isinstance(found, LinearHead) and found.adapter is not None:
+        return None
+    traced = jax.make_jaxpr(head)(base).jaxpr
+    # A LinearHead's weight is its first leaf.
+    variable = traced.outvars[0]
+    casts = {
+        equation.outvars[0]: equation.invars[0]
+        for equation in traced.eqns
+        if equation.primitive.name == "convert_element_type"
+    }
+    while variable in casts:
+        variable = casts[variable]
+    return traced.invars.index(variable) if variable in traced.invars else None
 
 
 def _with_params(function, of):

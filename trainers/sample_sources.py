@@ -216,7 +216,7 @@ class ModelSamples(AbstractSampleSource):
     def _writer(self, roles: Roles) -> tuple[Model, Any, int]:
         if self.teacher_share == 0:
             return roles.student, roles.params, FROM_STUDENT
-        teacher = roles.teacher.with_params("a source with a teacher_share")
+        teacher = roles.teacher.as_writer("a source with a teacher_share")
         if self.teacher_share == 1:
             return teacher.model, teacher.params, FROM_TEACHER
         both = mixed_model(roles.student, teacher.model, self.teacher_share)

@@ -1,9 +1,11 @@
 """Where arrays live: data parallel and fully sharded placement over JAX's own mesh."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 #: Over this mesh axis parameters are sharded; over every other axis they are replicated.
@@ -109,3 +111,61 @@ def place_batch(batch: Any, mesh: Mesh | None) -> Any:
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     return jax.tree.map(place, batch)
+
+
+def rows_over_devices(
+    function: Callable[[Any, Any], Any], mesh: Mesh | None, rows: Any, whole: Any
+) -> Any:
+    """`function(rows, whole)`, where each device computes its own rows and no others.
+
+    A loop that slices sharded rows would have the compiler gather them on every device. Without a mesh, and where the
+    devices do not divide the rows, it is the plain call.
+
+    Args:
+        function: of rows to rows, each by itself.
+        mesh: the trainer's.
+        rows: arrays whose leading axis is that of a batch.
+        whole: arrays that every device has whole.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> mesh = jax.make_mesh((1,), ("data",))
+        >>> rows_over_devices(jnp.multiply, mesh, jnp.arange(3), jnp.int32(2)).tolist()
+        [0, 2, 4]
+    """
+    if mesh is None or any(x.shape[0] % mesh.size for x in jax.tree.leaves(rows)):
+        return function(rows, whole)
+    split, everywhere = PartitionSpec(mesh.axis_names), PartitionSpec()
+    own = jax.shard_map(
+        function,
+        mesh=automatic(mesh),
+        in_specs=(split, everywhere),
+        out_specs=split,
+        check_vma=False,
+    )
+    return own(rows, whole)
+
+
+def summed_over_devices(
+    function: Callable[[Any, Any], Any], mesh: Mesh | None, rows: Any, whole: Any
+) -> Any:
+    """`function(rows, whole)`, a pytree of sums over rows, as the sum of every device's from its own.
+
+    Args:
+        function: of rows to sums over them.
+        mesh: the trainer's.
+        rows: as in `rows_over_devices`.
+        whole: likewise.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> total = lambda rows, whole: (rows * whole).sum()
+        >>> mesh = jax.make_mesh((1,), ("data",))
+        >>> float(summed_over_devices(total, mesh, jnp.arange(4.0), jnp.float32(2)))
+        12.0
+    """
+
+    def of_device(rows, whole):
+        return jax.tree.map(lambda x: x[None], function(rows, whole))
+
+    return jax.tree.map(lambda x: jnp.sum(x, 0), rows_over_devices(of_device, mesh, rows, whole))

@@ -8,9 +8,10 @@ from typing import Any
 import jax
 
 from divax.divergences import TopKCache
+from divax.objectives import HiddenLogits
 from divax.trainers.batch import Batch
 from divax.trainers.examples import Examples
-from divax.trainers.model import Model, predict
+from divax.trainers.model import Model, hidden_logits, predict
 from divax.trainers.reference import MovingReference
 from divax.trainers.two_heads import main_logits
 
@@ -33,6 +34,15 @@ class AbstractTeacher(abc.ABC):
     def __call__(self, batch: Any) -> jax.Array | TopKCache | None:
         """The logits on a batch; `None` where nothing is known of it."""
 
+    def unread(self, batch: Any) -> HiddenLogits | None:
+        """The same logits as states and a head, for losses that do without them; `None` where there are no such.
+
+        Args:
+            batch: as in a call.
+        """
+        del batch
+        return None
+
     def given(self, params: Any, opt_state: Any) -> "AbstractTeacher":
         """The teacher of a step at which the student stands so: itself, unless it follows him.
 
@@ -43,14 +53,14 @@ class AbstractTeacher(abc.ABC):
         del params, opt_state
         return self
 
-    def with_params(self, purpose: str) -> "LiveTeacher":
-        """The model behind the teacher, for what only a model can do: to write.
+    def as_writer(self, purpose: str) -> "LiveTeacher":
+        """The teacher as a model with parameters, which can be sampled from.
 
         Args:
-            purpose: what it is needed for.
+            purpose: what is to sample from it, for the error.
 
         Raises:
-            TypeError: there is none.
+            TypeError: it only reads: there is no model behind it.
         """
         raise TypeError(
             f"{purpose} needs a teacher that writes, a LiveTeacher; {type(self).__name__} only reads"
@@ -85,7 +95,11 @@ class LiveTeacher(AbstractTeacher):
         """The model's logits on a batch, without a gradient; of two heads the main one's."""
         return jax.lax.stop_gradient(main_logits(predict(self.model, self.params, batch)))
 
-    def with_params(self, purpose: str) -> "LiveTeacher":
+    def unread(self, batch: Batch | Examples) -> HiddenLogits | None:
+        """The model's states and head, without a gradient, if it exposes them."""
+        return jax.lax.stop_gradient(hidden_logits(self.model, self.params, batch))
+
+    def as_writer(self, purpose: str) -> "LiveTeacher":
         """Itself."""
         del purpose
         return self

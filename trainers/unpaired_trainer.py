@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from divax import objectives
 from divax.divergences import divergence as frozen_pytree
+from divax.divergences.fused_linear import Implementation
 from divax.objectives import Weighted
 from divax.trainers.completion_rows import (
     CompletionRows,
@@ -21,6 +22,7 @@ from divax.trainers.completion_rows import (
 )
 from divax.trainers.completions import completion_lengths
 from divax.trainers.coupled_step import make_coupled_step
+from divax.trainers.implementation import check_states
 from divax.trainers.labelled import LabelledBatch, LabelledLogps, LabelledObjective
 from divax.trainers.model import Model
 from divax.trainers.reference import AbstractReference
@@ -100,9 +102,10 @@ def unpaired_preference(
     objective: LabelledObjective = KahnemanTversky(),  # noqa: B008 (frozen value)
     reference_model: Model | None = None,
     micro_batches: int = 1,
-    chunk_size: int = 1024,
+    chunk_size: int | None = None,
     from_reference: bool = True,
     mesh: Mesh | None = None,
+    implementation: Implementation | None = None,
 ) -> Trainer:
     """Trains a policy on completions that are labelled desirable or not, without pairs.
 
@@ -117,9 +120,10 @@ def unpaired_preference(
             `LabelledLogps`.
         reference_model: the reference's model, where it is not the policy's.
         micro_batches: parts that the rows of a batch are split into.
-        chunk_size: positions whose logits exist at a time.
+        chunk_size: positions whose logits exist at a time; `None` chooses.
         from_reference: as in `preference`.
         mesh: a JAX mesh; see `divax.trainers.sharding`.
+        implementation: as in `completion_log_probs`.
 
     Returns:
         A `Trainer` on `LabelledBatch`es. `evaluate` gives the means of the objective's metrics,
@@ -159,7 +163,8 @@ def unpaired_preference(
             f"got {objective!r}"
         )
     check_numbers(objective, _EXAMPLE)
-    rows = CompletionRows(policy, reference_model or policy, chunk_size)
+    rows = CompletionRows(policy, reference_model or policy, chunk_size, mesh, implementation)
+    check_states(policy, implementation, "policy")
 
     def held(state, batch, reference):
         return rows.reference_logps(batch, reference, state.opt_state)
@@ -210,9 +215,8 @@ def _labelled(logps: jax.Array, reference_logps: jax.Array, batch: LabelledBatch
 def _accuracy(rows: LabelledLogps) -> Weighted:
     sign = jnp.sign(rows.logps - rows.reference_logps)
     right = 0.5 * (1 + jnp.where(rows.desirable, sign, -sign))
-    return Weighted(
-        jnp.sum(jnp.where(rows.weights != 0, right * rows.weights, 0)), jnp.sum(rows.weights)
-    )
+    weights = rows.weights.astype(right.dtype)
+    return Weighted(jnp.sum(jnp.where(weights != 0, right * weights, 0)), jnp.sum(weights))
 
 
 def _summarise(batch_sums: Iterable[dict[str, Any]]) -> dict[str, float]:

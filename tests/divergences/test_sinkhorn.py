@@ -171,3 +171,14 @@ def test_scaling_vectors_and_logarithms_agree():
         assert bool(jnp.all(vectors.converged & logarithms.converged))
         np.testing.assert_allclose(vectors.value, logarithms.value, atol=1e-9)
         assert bool(jnp.all(jnp.isfinite(vectors.f)) & jnp.all(jnp.isfinite(vectors.g)))
+
+
+def test_a_column_that_vanishes_from_the_first_plan_is_found_again():
+    """Costs of the columns alone, of which exp(−C/ε) is 0 for one: the plan is p⊗q, its value Σ q·C."""
+    with jax.enable_x64(False):
+        cost = jnp.broadcast_to(jnp.array([0.0, 3.0, 0.1]), (3, 3))
+        p, q = jnp.log(jnp.array([0.2, 0.5, 0.3])), jnp.log(jnp.array([0.6, 0.3, 0.1]))
+        solved = dv.sinkhorn_potentials(p, q, epsilon=0.01, cost=cost, tolerance=1e-5)
+        assert bool(solved.converged)
+        assert int(solved.iterations) < 40
+        np.testing.assert_allclose(solved.value, 0.91, rtol=1e-5)

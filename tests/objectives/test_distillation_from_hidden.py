@@ -94,12 +94,64 @@ def test_it_is_distillation_of_the_logits(how):
         assert max(jax.tree.leaves(gaps)) < 1e-10, (name, gaps)
 
 
+@pytest.mark.usefixtures("x64")
+def test_a_cache_takes_the_teachers_place():
+    """Value, gradients and metrics, coverages included; rows that do not count hold anything."""
+    a, labels, mask = arrays()
+    kept = dv.cache_top_k(a["teacher_hidden"] @ a["teacher_head"] / 2.0, k=4)
+    kept = kept._replace(ids=kept.ids.at[0, 3].set(-7), logits=kept.logits.at[1, 3].set(jnp.nan))
+    cases = {name: {**CASES[name], "temperature": 2.0} for name in ("kl", "sequences")}
+
+    def fused(case, student):
+        loss, metrics = ob.distillation_from_hidden(
+            student_hidden=student[0].at[0, 3].set(jnp.nan),
+            student_head=student[1],
+            teacher=kept,
+            labels=labels,
+            mask=mask,
+            vocab_size=V,
+            chunk=3,
+            implementation="fast",
+            **case,
+        )
+        return loss.total, (loss.count, metrics)
+
+    def dense(case, student):
+        loss, metrics = ob.distillation(
+            student_logits=student[0] @ student[1],
+            teacher_logits=kept,
+            labels=labels,
+            mask=mask,
+            vocab_size=V,
+            **case,
+        )
+        return loss.total, (loss.count, metrics)
+
+    @jax.jit
+    def both(student):
+        grad = functools.partial(jax.value_and_grad, has_aux=True)
+        return [
+            [grad(functools.partial(of, c))(student) for c in cases.values()]
+            for of in (fused, dense)
+        ]
+
+    found, expected = both((a["student_hidden"], a["student_head"]))
+    assert "student_coverage" in found[0][0][1][1]
+    gaps = jax.tree.map(lambda x, y: float(jnp.max(jnp.abs(x - y))), found, expected)
+    assert max(jax.tree.leaves(gaps)) < 1e-10, gaps
+
+
 def test_what_is_wrong_is_said():
     a, labels, mask = arrays()
     with pytest.raises(ValueError, match="pass vocab_size="):
         ob.distillation_from_hidden(**a, labels=labels, mask=mask)
     with pytest.raises(ValueError, match="labels"):
         ob.distillation_from_hidden(**a, vocab_size=V, distill_weight=0.5)
+    with pytest.raises(ValueError, match="a teacher is missing"):
+        ob.distillation_from_hidden(**{**a, "teacher_head": None})
+    kept = dv.cache_top_k(jnp.zeros((B, T, V)), k=2)
+    with pytest.raises(ValueError, match="teacher is a cache"):
+        ob.distillation_from_hidden(**a, teacher=kept)
     a["teacher_hidden"] = jnp.ones((1, 5))
     with pytest.raises(ValueError, match="same tokens"):
         ob.distillation_from_hidden(**a, vocab_size=V)

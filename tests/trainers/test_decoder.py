@@ -77,6 +77,7 @@ def test_hidden_states_times_the_head_are_the_logits(key):
     assert model.hidden is not None
     assert model.head is not None
     hidden, head = model.hidden(params, tokens), model.head(params)
+    assert isinstance(head, jax.Array)
     assert hidden.shape == (2, 6, 16)
     assert head.shape == (16, 11)
     np.testing.assert_array_equal(hidden @ head, model.apply(params, tokens))

@@ -248,6 +248,8 @@ def test_students_of_their_own_samples(first, text, tmp_path, capsys):
         (["--on-policy", "often"], "--on-policy must be a share in [0, 1] or 'adaptive'"),
         (["--on-policy", "1", "--sampling.prompt-length", "200"], "leaves nothing to write"),
         (["--sampling.replay", "8"], "nothing is sampled: add --on-policy SHARE"),
+        (["--sampling.prompt-length", "0"], "--sampling.prompt-length must be at least 1, got 0"),
+        (["--sampling.max-age", "-1"], "--sampling.max-age must be at least 0, got -1"),
         (["--sampling.fresh", "2"], "--sampling.fresh must be in [0, 1], got 2.0"),
         (["--from", "/nowhere"], "/nowhere: not the output of a divax kd"),
         (["--teacher-cache", "/nowhere"], "/nowhere: holds no teacher cache"),
