@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,9 @@ from divax.divergences.logit_reading import (
     Reading,
     Scalars,
     Side,
-    alone_flag,
+    alone,
+    classes,
+    farthest,
     finite_top,
     indicator,
     reduced,
@@ -24,10 +27,9 @@ from divax.divergences.logit_reading import (
 from divax.divergences.numerics import Scalar, expm1_excess
 
 # The tokens whose mean log-ratio centres a row's: a byte-pair encoding has its most frequent merges after the bytes.
-_SAMPLE = slice(256, 384)
+_SAMPLE = slice(256, 320)
 # A log-ratio beyond this says that a token is masked by a large number, not how the models compare.
 _COMPARABLE = 1e3
-_FARTHEST = 1e15
 
 
 def kl_weights(div: AbstractFDivergence) -> tuple[Scalar | None, Scalar | None] | None:
@@ -63,9 +65,16 @@ class _Terms(NamedTuple):
     cross: jax.Array | None
 
 
-def from_one_reading(wanted, div, weights, target: jax.Array, model: jax.Array) -> Scalars:
-    centre = jax.lax.stop_gradient(_centre(target, model))
-    pairs = (target, model, centre), (model, target, -centre)
+def from_one_reading(
+    wanted: tuple[bool, ...],
+    div: AbstractFDivergence,
+    weights: tuple[Scalar | None, ...],
+    target: jax.Array,
+    model: jax.Array,
+) -> Scalars:
+    """Value, and sums of slopes of the wanted sides, of a divergence with these `kl_weights`."""
+    centres = _centres(target, model)
+    pairs = (target, model, centres), (model, target, centres[::-1])
     parts = [
         None if weight is None else _kl_terms(*pair)
         for weight, pair in zip(weights, pairs, strict=True)
@@ -75,40 +84,45 @@ def from_one_reading(wanted, div, weights, target: jax.Array, model: jax.Array) 
         mine = (None,) * 3 if own is None else own[:3]
         cross = None if other is None else other[3]
         sides.append(Side(logits, _Terms(jnp.ones_like(logits), *mine, cross)))
-    flags = tuple(
-        None if weight is None else alone_flag(own, other)
-        for weight, (own, other, _) in zip(weights, pairs, strict=True)
-    )
-    return _finished(wanted, div, weights, reduced(Reading(tuple(sides), flags)), centre)
+    read = reduced(Reading(tuple(sides), classes(target, model)))
+    return _finished(wanted, div, weights, read, centres[0] - centres[1])
 
 
-def _centre(target: jax.Array, model: jax.Array) -> jax.Array:
-    """E_p[target − model] over a few tokens, 0 if they say nothing; any number would do, but the more precise the better."""
-    few = _SAMPLE if target.shape[-1] >= _SAMPLE.stop else slice(0, 128)
-    target, model = target[..., few], model[..., few]
+def _centres(target: jax.Array, model: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two numbers near the logits whose difference is E_p[target − model] over a few tokens, 0 if these say nothing.
+
+    Any numbers would do, but the closer they come to the mean of the whole row, the more precise.
+    """
+    few = _SAMPLE if target.shape[-1] >= _SAMPLE.stop else slice(0, 64)
+    # Without the barrier a TPU takes these tokens from a copy of all logits.
+    target, model = jax.lax.optimization_barrier((target[..., few], model[..., few]))
     gap = target - model
     said = jnp.abs(gap) <= _COMPARABLE
-    target = jnp.where(said, target, -jnp.inf)
-    weight = jnp.where(said, jnp.exp(target - finite_top(jnp.max(target, -1, keepdims=True))), 0)
+    top = finite_top(jnp.max(jnp.where(said, target, -jnp.inf), -1))
+    weight = jnp.where(said, jnp.exp(jnp.where(said, target, 0) - top[..., None]), 0)
     total = jnp.sum(weight, -1)
-    return jnp.sum(jnp.where(said, gap, 0) * weight, -1) / jnp.where(total > 0, total, 1)
+    mean = jnp.sum(jnp.where(said, gap, 0) * weight, -1) / jnp.where(total > 0, total, 1)
+    return top, top - mean
 
 
-def _kl_terms(own: jax.Array, other: jax.Array, centre: jax.Array) -> tuple[jax.Array, ...]:
+def _kl_terms(
+    own: jax.Array, other: jax.Array, centres: tuple[jax.Array, ...]
+) -> tuple[jax.Array, ...]:
     """Gap, excess and alone of `own`, cross of `other`, for each token.
 
-    Where the side to which a term belongs has −inf, the term is finite, and its weight in any sum 0. The summand of a KL of unnormalised measures, p·(e^−x − 1 + x) ≥ 0, is relative to p = 1 for x > −1, else to
-    p·e^−x = 1: so no exponential overflows, and none but the smaller of the two is ever taken.
+    The summand of a KL of unnormalised measures, p·f(x) with f(x) = e^−x − 1 + x ≥ 0, is p·f(max(x, −1)) + r·g(min(x, −1)),
+    r = p·e^−x and g(x) = 1 − e^(1+x)·(1 − (1 + x)/e) ≥ 0: no exponential overflows, and where p is 0, g is 1. Where the
+    side to which a term belongs has −inf, its weight in any sum is 0, so there it only has to be finite.
     """
-    # A +inf logit has its row to itself, and the log of its probability is 0.
-    log_p, log_q = (jnp.where(z == jnp.inf, 0, z) for z in (own, other))
-    x = log_p - log_q - centre[..., None]
-    there, light = other != -jnp.inf, x > -1
-    excess = jnp.where(there & light, expm1_excess(-jnp.where(light, x, 0)), 0)
-    # 1 where this side has nothing.
-    deep = jnp.clip(x, -_FARTHEST, -1)
-    cross = jnp.where(there & ~light, 1 - jnp.exp(deep) * (1 - deep), 0)
-    gap = jnp.where(there, jnp.clip(x, -_FARTHEST, _FARTHEST), 0)
+    a, b = (centre[..., None] for centre in centres)
+    # Two expressions for one number, for XLA shares it among all its users only if it is as short as the first one. That is
+    # no number where a logit is +inf: such a row is known by its gap alone, in which the log of its probability is 0.
+    x, far = (own - a) - (other - b), farthest(own)
+    finite = (jnp.where(own == jnp.inf, 0, own) - a) - (jnp.where(other == jnp.inf, 0, other) - b)
+    there, beyond = other != -jnp.inf, jnp.clip(x, -far, -1) + 1
+    excess = jnp.where(there, expm1_excess(-jnp.maximum(x, -1)), 0)
+    cross = jnp.where(there, 1 - jnp.exp(beyond) * (1 - beyond / math.e), 0)
+    gap = jnp.where(there, jnp.clip(finite, -far, far), 0)
     return gap, excess, indicator(~there, x), cross
 
 
@@ -120,7 +134,7 @@ class _KL(NamedTuple):
     alone: jax.Array
 
 
-def _kl(own: Side, other: Side, centre: jax.Array, flag: jax.Array) -> _KL:
+def _kl(own: Side, other: Side, centre: jax.Array, beyond: jax.Array) -> _KL:
     """From centred sums.
 
     With μ = E_p[x] and A = E_p[e^−x − 1 + x], Z_other/Z_own = e^−centre·(1 + A − μ), hence
@@ -135,12 +149,13 @@ def _kl(own: Side, other: Side, centre: jax.Array, flag: jax.Array) -> _KL:
     y = excess - mean
     close = (excess < 1) & (jnp.abs(y) < 0.5) & (own.top < jnp.inf) & (other.top < jnp.inf)
     value = jnp.where(close, excess - _log1p_excess(jnp.where(close, y, 0)), mean - log_ratio)
-    alone = terms.alone / total
-    slope = jnp.where(flag >= 2, mean - log_ratio * (1 - alone), value)
-    saturated = (other.top == jnp.inf) & (flag >= 1)
+    outside = terms.alone / total
+    saturated = (own.top == jnp.inf) | (other.top == jnp.inf)
+    finite = jnp.where(saturated, 0, mean - log_ratio * (1 - outside))
     legal = (own.top != -jnp.inf) & (other.top != -jnp.inf)
-    value = jnp.where((flag >= 2) | saturated, jnp.inf, jnp.maximum(value, 0))
-    return _KL(jnp.where(legal, value, 0), jnp.where(saturated, 0, slope), alone)
+    slope = jnp.where(beyond, finite, value)
+    value = jnp.where(beyond, jnp.inf, jnp.where(legal, jnp.maximum(value, 0), 0))
+    return _KL(value, slope, outside)
 
 
 def _log1p_excess(y: jax.Array) -> jax.Array:
@@ -156,13 +171,10 @@ def _log1p_excess(y: jax.Array) -> jax.Array:
 def _finished(wanted, div, weights, read: Reading, centre: jax.Array) -> Scalars:
     """Values and sums of slopes: Σ p·log u of KL(p‖q) by its own side, and by the other Σ (q − p)."""
     target, model = read.sides
+    beyond = alone(read.seen, (target.top, model.top))
+    pairs = (target, model, centre, beyond[0]), (model, target, -centre, beyond[1])
     kls = [
-        None if weight is None else _kl(*one)
-        for weight, one in zip(
-            weights,
-            ((target, model, centre, read.flags[0]), (model, target, -centre, read.flags[1])),
-            strict=True,
-        )
+        None if weight is None else _kl(*pair) for weight, pair in zip(weights, pairs, strict=True)
     ]
     value, edges = jnp.zeros_like(centre), (div.slope_at_infinity, div.f_at_zero)
     sums = [jnp.zeros_like(centre), jnp.zeros_like(centre)]

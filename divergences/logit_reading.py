@@ -34,22 +34,22 @@ class Side(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """Sums of the target's and of the model's side, and maxima, of a token or of a row."""
+    """Sums of the target's and of the model's side, and the `classes` of tokens seen, of a token or of a row."""
 
     sides: tuple[Side, ...]
-    flags: Any
+    seen: jax.Array
 
 
 def reduced(tokens: Reading) -> Reading:
     """Of whole rows."""
     zeros = jax.tree.map(lambda x: jnp.zeros((), x.dtype), tokens)
     sides = tuple(Side(jnp.full_like(side.top, -jnp.inf), side.sums) for side in zeros.sides)
-    return jax.lax.reduce(tokens, Reading(sides, zeros.flags), _merged, (_last(tokens),))
+    return jax.lax.reduce(tokens, Reading(sides, zeros.seen), _merged, (_last(tokens),))
 
 
 def _merged(one: Reading, other: Reading) -> Reading:
     sides = tuple(map(_merged_side, one.sides, other.sides))
-    return Reading(sides, jax.tree.map(jnp.maximum, one.flags, other.flags))
+    return Reading(sides, one.seen | other.seen)
 
 
 def _merged_side(one: Side, other: Side) -> Side:
@@ -61,20 +61,28 @@ def _merged_side(one: Side, other: Side) -> Side:
     return Side(jnp.maximum(one.top, other.top), jax.tree.map(add, one.sums, other.sums))
 
 
-def alone_flag(own: jax.Array, other: jax.Array) -> jax.Array:
-    """For each token, 2 where the other side has nothing, 1 where it has something finite, else 0; to be maximised."""
-    something = jnp.where(other == -jnp.inf, 2.0, jnp.where(other == jnp.inf, 0.0, 1.0))
-    return jnp.where(own == -jnp.inf, 0, something.astype(own.dtype))
+def classes(target: jax.Array, model: jax.Array) -> jax.Array:
+    """Of each token, one of nine bits: whether its logits are −inf, finite or +inf, the target's and the model's."""
+    kinds = [jnp.where(x == -jnp.inf, 0, jnp.where(x == jnp.inf, 2, 1)) for x in (target, model)]
+    return jnp.left_shift(1, 3 * kinds[0] + kinds[1]).astype(jnp.int32)
 
 
-def are_alone(tops: tuple[jax.Array, ...], flags: Any) -> tuple[jax.Array, ...]:
-    """Whether target and model have tokens that the other side rules out, if only by a +inf elsewhere."""
+def alone(seen: jax.Array, tops: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    """Whether target and model have tokens that the other rules out, from the classes seen in a row and its tops.
+
+    A finite logit is possible unless another one is +inf.
+    """
     legal = (tops[0] != -jnp.inf) & (tops[1] != -jnp.inf)
-    others = tops[::-1]
-    return tuple(
-        legal & ((flag >= 2) | ((flag >= 1) & (other == jnp.inf)))
-        for flag, other in zip(flags, others, strict=True)
-    )
+    found = [jnp.zeros_like(legal), jnp.zeros_like(legal)]
+    saturated = [top == jnp.inf for top in tops]
+    possible = [[False, ~one, one] for one in saturated]
+    for target in range(3):
+        for model in range(3):
+            here = (seen & (1 << (3 * target + model))) != 0
+            p, q = possible[0][target], possible[1][model]
+            found[0] |= here & legal & p & jnp.logical_not(q)
+            found[1] |= here & legal & q & jnp.logical_not(p)
+    return found[0], found[1]
 
 
 def undivided(total: jax.Array) -> SlopeSums:
@@ -83,18 +91,18 @@ def undivided(total: jax.Array) -> SlopeSums:
 
 
 def finite_top(top: jax.Array) -> jax.Array:
+    """0 instead of an infinite maximum, to subtract."""
     return jnp.where(jnp.isinf(top), 0, top)
 
 
+def farthest(logits: jax.Array) -> float:
+    """How far below its maximum a finite logit is allowed to be; beyond, differences or their squares overflow."""
+    return 1e150 if logits.dtype == jnp.float64 else 1e15
+
+
 def indicator(condition: jax.Array, like: jax.Array) -> jax.Array:
+    """1 or 0."""
     return condition.astype(like.dtype)
-
-
-def added_up(terms: Any) -> Any:
-    """Sums over the last axis, all in one reduction."""
-    zeros = jax.tree.map(lambda x: jnp.zeros((), x.dtype), terms)
-    add = lambda one, other: jax.tree.map(jnp.add, one, other)  # noqa: E731
-    return jax.lax.reduce(terms, zeros, add, (_last(terms),))
 
 
 def _last(tree: Any) -> int:

@@ -2,14 +2,17 @@
 
 A GPU or TPU computes a hundred times faster than it reads logits of a large vocabulary, and XLA reads them again for every
 reduction that needs another's result: for a maximum, for a sum of exponentials, for each mean. Here one reduction gives
-all of them (`_first`): logits merge in pairs, like a log-sum-exp, whatever the order. Then
+all of them: logits merge in pairs, like a log-sum-exp, in any order. Passes over an array [N, V], read or written, as XLA
+compiles it ahead of time for H200 and TPU v5p and v6e (`divax bench --only P5`):
 
-- the two Kullback–Leibler divergences, Jeffreys and their sums have their value and the constant of their gradient from that
-  one reading. With it a gradient takes a second one, and writes the result: five passes over an array of the logits' size.
-- every other f-divergence takes one more reading, for the sums of its values and slopes together: seven.
+| | value | with its gradient |
+|---|---|---|
+| forward and reverse KL, Jeffreys, their sums: one reading, then the gradient | 2 | 5 |
+| every other f-divergence: one more reading, for the value or the slope's sum | 4 | 7 |
 
-No array of the logits' size is kept in between. That is also all that a hand-written kernel could save, short of one that
-holds a row of both models on the chip (three passes): there is none.
+Nothing of the logits' size is kept in between. A hand-written kernel could do better only by holding a row of both models
+on the chip (three passes with the gradient), so there is none; what XLA makes of the second kind is below the nine passes
+from which one would have paid.
 """
 
 from __future__ import annotations
@@ -28,8 +31,9 @@ from divax.divergences.logit_reading import (
     Reading,
     Scalars,
     Side,
-    alone_flag,
-    are_alone,
+    alone,
+    classes,
+    farthest,
     finite_top,
     reduced,
     undivided,
@@ -83,17 +87,13 @@ def _rows_at(tops, totals, target: jax.Array, model: jax.Array) -> Rows:
 
 
 def _placed(logits: jax.Array, top: jax.Array, total: jax.Array):
-    """Logits minus their maximum, log of the sum of exponentials of that, and which are possible, as `split_rows` has them."""
-    top, total, deepest = top[..., None], total[..., None], _deepest(logits)
+    """Logits minus their maximum, log of the sum of exponentials of that, and which are possible, as for `split_rows`."""
+    top, total, deepest = top[..., None], total[..., None], farthest(logits)
     # Where the top is +inf, nothing below it is possible.
     least = jnp.where(top == jnp.inf, jnp.inf, -jnp.inf).astype(logits.dtype)
     possible = (logits != -jnp.inf) & ~(logits < least)
     placed = jnp.where(possible, jnp.clip(logits - finite_top(top), -deepest, 0), 0)
     return placed, jnp.log(jnp.where(total > 0, total, 1)), possible
-
-
-def _deepest(logits: jax.Array) -> float:
-    return 1e150 if logits.dtype == jnp.float64 else 1e15
 
 
 def _sloped(div: AbstractFDivergence, rows: Rows, wanted: Sequence[Any]) -> list:
@@ -138,9 +138,8 @@ def _plain(wanted: tuple[bool, ...], div: Any, target: jax.Array, model: jax.Arr
 
 
 def _from_two(wanted: tuple[bool, ...], div: Any, target: jax.Array, model: jax.Array) -> Scalars:
-    pairs = (target, model), (model, target)
-    sides = tuple(Side(own, (jnp.ones_like(own),)) for own, _ in pairs)
-    sides, flags = reduced(Reading(sides, tuple(map(alone_flag, *zip(*pairs, strict=True)))))
+    sides = tuple(Side(x, (jnp.ones_like(x),)) for x in (target, model))
+    sides, seen = reduced(Reading(sides, classes(target, model)))
     tops, totals = tuple(side.top for side in sides), tuple(side.sums[0] for side in sides)
     places = jax.lax.optimization_barrier((tops, totals))
     rows = _rows_at(*places, target, model)
@@ -149,9 +148,8 @@ def _from_two(wanted: tuple[bool, ...], div: Any, target: jax.Array, model: jax.
     value = jnp.sum(terms, -1)
     rows = _rows_at(*jax.lax.optimization_barrier(places), target, model)
     slopes = [None if side is None else jnp.sum(side[0], -1) for side in _sloped(div, rows, wanted)]
-    for limit, is_alone in zip(
-        (div.slope_at_infinity, div.f_at_zero), are_alone(tops, flags), strict=True
-    ):
+    limits = div.slope_at_infinity, div.f_at_zero
+    for limit, is_alone in zip(limits, alone(seen, tops), strict=True):
         value = jnp.where((limit == jnp.inf) & is_alone, jnp.inf, value)
     slopes = tuple(None if one is None else undivided(one[..., None]) for one in slopes)
     return Scalars(tops, totals, value, slopes)
