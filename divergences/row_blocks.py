@@ -100,7 +100,7 @@ def _has_matrices(div: Any) -> bool:
     return any(jnp.ndim(leaf) > 1 for leaf in jax.tree.leaves(div))
 
 
-def finite(target: jax.Array, model: jax.Array) -> jax.Array:
+def finite(target: jax.Array, model: jax.Array | float = 0.0) -> jax.Array:
     """Whether all logits and their differences are finite, in one reading: 0·x is NaN where x is not."""
     return jnp.sum(0 * (target - model)) == 0
 
