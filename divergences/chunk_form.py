@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from divax.divergences.linear_head import LinearLogits, contract
 from divax.divergences.row_form import AbstractRowForm, Part
-from divax.divergences.steps import Steps, added_up, put_in_place, zeros_of
+from divax.divergences.steps import Steps, added_up, zeros_of
 from divax.divergences.vocabulary_shard import Shard
 
 
@@ -100,7 +100,7 @@ class ChunkForm:
             return sums
         # An infinite value may leave a NaN in a row that does not count.
         counts = self.chunk.counts[:, None] & (part.columns >= 0)[None, :]
-        by = jax.lax.optimization_barrier(jnp.where(counts, side.uncapped(raw, by), 0))
+        by = jnp.where(counts, side.uncapped(raw, by), 0)
         start = self.vocabulary.start(j)
         columns = side.columns_at(start, self.vocabulary.size)
         terms = list(zip(side.inputs, columns.weights, side.tied, strict=True))
@@ -139,7 +139,7 @@ def _add(total: jax.Array | None, start: Any, axis: int, product: Callable[[Any]
         return None
     new = product(total.dtype)
     before = jax.lax.dynamic_slice_in_dim(total, start, new.shape[axis], axis)
-    return put_in_place(total, before + new, start, axis)
+    return jax.lax.dynamic_update_slice_in_dim(total, before + new, start, axis)
 
 
 def make_part(vocabulary: Steps, shard: Shard, j: Any, logits: list[jax.Array], rows: Any) -> Part:

@@ -70,9 +70,3 @@ def added_up(steps: Steps, of: Callable[[Any], Any]) -> Any:
 def zeros_of(of: Callable[[], Any]) -> Any:
     """Zeros like what a function would return."""
     return jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), jax.eval_shape(of))
-
-
-def put_in_place(total: jax.Array, new: jax.Array, start: Any, axis: int) -> jax.Array:
-    """`new` written into `total`; computed first, since a CPU writes slices with one core and would compute them so too."""
-    new = jax.lax.optimization_barrier(new.astype(total.dtype))
-    return jax.lax.dynamic_update_slice_in_dim(total, new, start, axis)
