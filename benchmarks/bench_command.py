@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from divax.trainers.command_line import run_command
@@ -34,8 +35,8 @@ class BenchConfig:
     library that is not installed is skipped with a line.
 
     Attributes:
-        quick: small arrays, one round, and one process for each module, to see that everything
-            works; the bars are meant for large arrays.
+        quick: small arrays, one round, and one process for several cases, as many at once as there are
+            processors, to see that everything works; the bars are meant for large arrays.
         only: one bar, such as P4; step for trainers' steps; peers for other libraries' losses;
             grow for how cost grows.
         rounds: processes per case; 3, or 1 when quick, if not given.
@@ -70,9 +71,11 @@ def run(config: BenchConfig) -> int:
     tell = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
     rounds, start = config.rounds or (1 if config.quick else 3), time.perf_counter()
     bars, cases, absent, failed = [], {}, {}, {}
-    for name, ids in MODULES.items():
-        if config.only is None or config.only in ids:
-            measured = interleaved(name, config.only, config.quick, rounds, tell)
+    names = [name for name, ids in MODULES.items() if config.only is None or config.only in ids]
+    measure = lambda name: interleaved(name, config.only, config.quick, rounds, tell)  # noqa: E731
+    # Times count only where nothing else runs.
+    with ThreadPoolExecutor(os.cpu_count() if config.quick else 1) as pool:
+        for name, measured in zip(names, pool.map(measure, names), strict=True):
             module = importlib.import_module(f"divax.benchmarks.{name}")
             bars += answers(module, measured.found, config.only)
             for mine, all_ in zip(measured, (cases, absent, failed), strict=True):

@@ -72,7 +72,7 @@ def logits(rows, vocabulary, gap=0.3):
 
 
 def run(rows, quick: bool) -> dict[str, float]:
-    target, model = logits(512, 8192) if quick else logits(2048, 32768)
+    target, model = logits(128, 8192) if quick else logits(2048, 32768)
     found = timed(jax.value_and_grad(lambda s, t: jnp.mean(rows(t, s))), model, target)
     return found | {
         f"{key} in logits": found[key] / model.nbytes for key in ("temp", "rss") if key in found

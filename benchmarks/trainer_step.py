@@ -60,7 +60,8 @@ def compare(size: str, quick: bool) -> dict[str, float]:
     """Both in turns in one process: seconds per step, the medians of blocks of steps."""
     model, optimizer, batch = setting(size)
     loops = {"trainer": trainer(model, optimizer), "by hand": by_hand(model, optimizer)}
-    block, rounds = (200, 5 if quick else 15) if size == "tiny" else (5, 4 if quick else 10)
+    block, rounds = (200, 15) if size == "tiny" else (5, 10)
+    block, rounds = (block // 5, 2) if quick else (block, rounds)
     seconds: dict[str, list[float]] = {name: [] for name in loops}
     for turn in range(rounds + 1):
         for name, (state, step) in list(loops.items()):

@@ -220,7 +220,7 @@ def _value_of(div: AbstractFDivergence, rows: Rows, full: bool) -> jax.Array:
 def _rows(div: AbstractFDivergence, target: jax.Array, model: jax.Array) -> jax.Array:
     from divax.divergences.row_reduce import reduced_value
 
-    here = functools.partial(by_blocks, functools.partial(_value, div), div)
+    here = functools.partial(by_blocks, _value, div)
     return by_machine(here, functools.partial(reduced_value, div), div, target, model)
 
 
@@ -231,7 +231,7 @@ def _rows_jvp(primals, tangents):
     dots = [dot for dot, moves in zip(tangents[1:], moving, strict=True) if moves]
 
     def here(target, model, *dots):
-        both = functools.partial(_value_and_gradients, div, moving)
+        both = functools.partial(_value_and_gradients, moving)
         value, gradients = by_blocks(both, div, target, model)
         gradients = [gradient for gradient in gradients if gradient is not None]
         terms = [jnp.sum(g * dot, -1) for g, dot in zip(gradients, dots, strict=True)]
@@ -242,7 +242,7 @@ def _rows_jvp(primals, tangents):
     ):
         div_dot = jax.tree.map(instantiate, tangents[0], is_leaf=is_zero)
         value, tangent = here(target, model, *dots)
-        by_parameters = functools.partial(_parameter_tangent, div, div_dot)
+        by_parameters = functools.partial(_parameter_tangent, div_dot)
         return value, tangent + by_blocks(by_parameters, div, target, model)
     from divax.divergences.row_reduce import reduced_tangent
 
@@ -250,13 +250,15 @@ def _rows_jvp(primals, tangents):
     return by_machine(here, elsewhere, div, target, model, *dots)
 
 
-def _value_and_gradients(div, moving, target, model, *, full):
+def _value_and_gradients(moving, div, target, model, *, full):
     """The value of each row, and its gradients by the logits of the sides that move, from the same exponentials."""
     rows = split_rows(target, model, full=full)
     return _value_of(div, rows, full), sided_gradients(div, moving, rows, full)
 
 
-def sided_slopes(div: AbstractFDivergence, wanted: Sequence[Any], rows: Rows, full: bool) -> list:
+def sided_slopes(
+    div: AbstractFDivergence, wanted: Sequence[Any], rows: Rows, full: bool
+) -> list[Any]:
     """(slope, probability) of each side that is wanted, None of others."""
     sides: list[Any] = [None, None]
     if wanted[0]:
@@ -272,14 +274,16 @@ def sided_gradients(div, wanted, rows, full) -> list[jax.Array | None]:
     """The gradients by the logits of each side that is wanted."""
     sides = sided_slopes(div, wanted, rows, full)
     return [
-        None if side is None else centred(*side, slope_sums(*side, cancel=cancel, most=most))
+        None
+        if side is None
+        else centred(side[0], side[1], slope_sums(side[0], side[1], cancel=cancel, most=most))
         for side, cancel, most in zip(
             sides, div.slopes_cancel, rows.most or (None, None), strict=True
         )
     ]
 
 
-def _parameter_tangent(div, div_dot, target, model, *, full):
+def _parameter_tangent(div_dot, div, target, model, *, full):
     rows = split_rows(target, model, full=full)
     finite_part = lambda d: jnp.sum(d.summand(rows.common), -1) + _finite_edges(d, rows)  # noqa: E731
     return jax.jvp(finite_part, (div,), (div_dot,))[1]

@@ -35,7 +35,7 @@ def head_mask(
     """
     mass = jnp.asarray(head_mass).astype(target.dtype)
 
-    def of_rows(target: jax.Array, full: bool) -> jax.Array:
+    def of_rows(div: None, target: jax.Array, full: bool) -> jax.Array:
         return _head(jnp.exp(log_softmax(target)), mass, crossing_token_in_head)
 
     return by_blocks(of_rows, None, jax.lax.stop_gradient(target))

@@ -53,9 +53,8 @@ def slope_sums(
 
 def _rests(slope: jax.Array, probability: jax.Array) -> tuple[jax.Array, jax.Array]:
     dominant = probability > _DOMINANT
-    return tuple(
-        jnp.sum(jnp.where(dominant, 0, x), -1, keepdims=True) for x in (slope, probability)
-    )  # type: ignore[return-value]
+    rest = lambda x: jnp.sum(jnp.where(dominant, 0, x), -1, keepdims=True)  # noqa: E731
+    return rest(slope), rest(probability)
 
 
 def centred(slope: jax.Array, probability: jax.Array, sums: SlopeSums | None = None) -> jax.Array:

@@ -18,7 +18,7 @@ _SHORTEST = 2**14
 
 
 def by_blocks(fun: Callable[..., Any], div: Any, *arrays: jax.Array) -> Any:
-    """fun(*arrays, full), where fun treats every row by itself.
+    """fun(div, *arrays, full), where fun treats every row by itself.
 
     On a CPU, rows of many tokens are taken a megabyte at a time; a GPU or TPU takes all of them at once, as does everybody
     with few. In blocks the derivatives are computed again from the arrays rather than kept; in both forms they are of any
@@ -35,15 +35,15 @@ def by_blocks(fun: Callable[..., Any], div: Any, *arrays: jax.Array) -> Any:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> total = lambda t, s, full: jnp.sum(t - s, -1)
+        >>> total = lambda div, t, s, full: jnp.sum(t - s, -1)
         >>> x = jnp.ones((64, 32768))
         >>> bool(jnp.all(by_blocks(total, None, x, 0 * x) == 32768))
         True
     """
     rows = block_rows(arrays[0].shape)
     if rows is None or _has_matrices(div):
-        return fun(*arrays, full=False)
-    at_once = functools.partial(fun, full=False)
+        return fun(div, *arrays, full=False)
+    at_once = functools.partial(fun, div, full=False)
 
     def in_blocks(*arrays: jax.Array) -> Any:
         return jax.lax.cond(finite(*arrays[:2]), *(cut(full) for full in (True, False)), *arrays)
@@ -54,12 +54,20 @@ def by_blocks(fun: Callable[..., Any], div: Any, *arrays: jax.Array) -> Any:
         def walk(*arrays: jax.Array) -> Any:
             lead = arrays[0].shape[:-1]
             blocks = tuple(x.reshape(-1, rows, x.shape[-1]) for x in arrays)
-            out = jax.lax.map(lambda block: of_block(*block), blocks)
+            indices = jnp.arange(blocks[0].shape[0], dtype=jnp.int32)
+            out = jax.lax.map(
+                lambda one: of_block(_seemingly_new(div, one[0]), *one[1:]), (indices, *blocks)
+            )
             return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[2:]), out)
 
         return walk
 
     return jax.lax.platform_dependent(*arrays, cpu=in_blocks, default=at_once)
+
+
+def _seemingly_new(div: Any, index: jax.Array) -> Any:
+    """The same numbers, as if every block had its own: of what is the same in all, XLA keeps an array of a block's size."""
+    return jax.tree.map(lambda leaf: jnp.where(index < 0, jnp.zeros_like(leaf), leaf), div)
 
 
 def by_machine(

@@ -280,7 +280,7 @@ class DivergenceForm(AbstractRowForm):
         sides = self._sloped(self.rows_of(first, part), wanted)
         weights = self._weighed(weights)
         return tuple(
-            None if side is None else weights[:, None] * centred(*side, sums)
+            None if side is None else weights[:, None] * centred(side[0], side[1], sums)
             for side, sums in zip(sides, slopes, strict=True)
         )
 

@@ -66,7 +66,7 @@ class AbstractRowDivergence(AbstractDivergence):
 
 @jax.custom_jvp
 def _rows(div: AbstractRowDivergence, target: jax.Array, model: jax.Array) -> jax.Array:
-    return by_blocks(functools.partial(_value, div), div, target, model)
+    return by_blocks(_value, div, target, model)
 
 
 def _value(div, target, model, *, full):
@@ -83,11 +83,11 @@ def _rows_jvp(primals, tangents):
         isinstance(dot, SymbolicZero) for dot in jax.tree.leaves(tangents[0], is_leaf=is_zero)
     ):
         div_dot = jax.tree.map(instantiate, tangents[0], is_leaf=is_zero)
-    tangent = functools.partial(_tangent, div, div_dot, moving)
+    tangent = functools.partial(_tangent, div_dot, moving)
     return _rows(div, target, model), by_blocks(tangent, div, target, model, *dots)
 
 
-def _tangent(div, div_dot, moving, target, model, *dots, full):
+def _tangent(div_dot, moving, div, target, model, *dots, full):
     """The derivative of each row; of the logits of the sides that move there is a dot each."""
     rows, dots = split_rows(target, model, full=full), list(dots)
     tangent = jnp.zeros(target.shape[:-1], target.dtype)

@@ -125,7 +125,7 @@ def completion_statistics(
     if made is None:
         rows = LabelStatistics(*statistics_of_rows(predict(model, params, batch), labels))
     else:
-        how = implementation_for(made, mesh, implementation)
+        how = implementation_for(model, params, batch.tokens, mesh, implementation)
         of_rows = functools.partial(_statistics, chunk_size, how)
         split = None if how == "reference" else mesh
         rows = rows_over_devices(of_rows, split, (made.hidden, labels), made.head)

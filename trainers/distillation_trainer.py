@@ -178,7 +178,8 @@ class _Engine(NamedTuple):
             unread = self.hidden.unread(params, drawn.batch, teacher)
         if unread is None or unread.teacher is None:
             return objective(self.rows(params, drawn, teacher))
-        return self.hidden.loss(*_parted(objective), unread, drawn.batch)
+        how = self.hidden.how(params, drawn.batch)
+        return self.hidden.loss(*_parted(objective), unread, drawn.batch, how)
 
     def rows(self, params, drawn: Drawn, teacher) -> DistillationRows:
         """What the objective reads of them."""

@@ -86,11 +86,10 @@ class HiddenDistillation(NamedTuple):
         Raises:
             ValueError: "fast" or "lean" was asked for, and the teacher has logits alone.
         """
-        if self.implementation == "reference":
+        if self.how(params, batch) == "reference":
             return None
         student, held = hidden_logits(self.student, params, batch), teacher.unread(batch)
-        if student is None or self._how(student) == "reference":
-            return None
+        assert student is not None
         known = teacher(batch) if held is None else held
         if not isinstance(known, jax.Array):
             return Unread(student, known)
@@ -101,8 +100,11 @@ class HiddenDistillation(NamedTuple):
             )
         return None
 
-    def _how(self, student: HiddenLogits) -> Implementation:
-        return implementation_for(student, self.mesh, self.implementation)
+    def how(self, params: Any, batch: Batch) -> Implementation:
+        """By what was asked for, or the logits of a device."""
+        return implementation_for(
+            self.student, params, batch.tokens, self.mesh, self.implementation
+        )
 
     def loss(
         self,
@@ -110,10 +112,10 @@ class HiddenDistillation(NamedTuple):
         whole: Callable[[list[Any]], TokenDistillation],
         unread: Unread,
         batch: Batch,
+        how: Implementation,
     ) -> tuple[Weighted, dict[str, Weighted]]:
         """The loss and metrics of the objective that `whole` makes of its arrays, each device's from its own rows."""
         rows, heads = unread.rows_and_heads()
-        how = self._how(unread.student)
 
         def of_rows(rows, everywhere):
             (states, labels, mask), (heads, arrays) = rows, everywhere

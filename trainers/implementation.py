@@ -1,34 +1,49 @@
 """Whether a trainer computes all logits, or has its losses read them in parts from states and a head."""
 
-import math
+from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
+from divax.divergences import LinearHead
 from divax.divergences.fused_linear import (
     Implementation,
     check_implementation,
     default_implementation,
 )
-from divax.objectives import HiddenLogits
 from divax.trainers.model import Model
 
 
 def implementation_for(
-    logits: HiddenLogits, mesh: Mesh | None, implementation: Implementation | None
+    model: Model,
+    params: Any,
+    tokens: Any,
+    mesh: Mesh | None,
+    implementation: Implementation | None,
 ) -> Implementation:
     """What was asked for, else the choice of `divergences.fused_linear` for the logits that a device has.
 
+    Args:
+        model: the model; "reference" if it does not expose its states and its head.
+        params: its parameters, which are not read.
+        tokens: `[B, T]`.
+        mesh: over whose devices the tokens are split.
+        implementation: what was asked for.
+
     Example:
         >>> import jax.numpy as jnp
-        >>> few = HiddenLogits(hidden=jnp.ones((2, 3, 4)), head=jnp.ones((4, 9)))
-        >>> implementation_for(few, None, None)
+        >>> table = Model(init=lambda key: 0, apply=lambda params, tokens: params[tokens])
+        >>> implementation_for(table, jnp.eye(4), jnp.zeros((2, 3), int), None, None)
         'reference'
     """
+    if model.hidden is None or model.head is None:
+        return "reference"
     if implementation is not None:
         return implementation
-    devices = 1 if mesh is None else mesh.size
-    count = math.prod(logits.hidden.shape[:-1])
-    return default_implementation(-(-count // devices), logits.vocab_size)
+    head, devices = jax.eval_shape(model.head, params), 1 if mesh is None else mesh.size
+    tied = isinstance(head, LinearHead) and head.tied
+    weight: Any = head.weight if isinstance(head, LinearHead) else head
+    return default_implementation(-(-tokens.size // devices), weight.shape[0 if tied else 1])
 
 
 def check_states(model: Model, implementation: Implementation | None, whose: str) -> None:

@@ -159,9 +159,11 @@ def unread_streams(
         >>> unread_streams(table, jnp.zeros((4, 4)), batch, SamplingSettings(2)) is None
         True
     """
-    made = None if settings.truncates else hidden_logits(model, params, batch)
-    if made is None or (how := implementation_for(made, mesh, implementation)) == "reference":
+    how = implementation_for(model, params, batch.tokens, mesh, implementation)
+    if how == "reference" or settings.truncates:
         return None
+    made = hidden_logits(model, params, batch)
+    assert made is not None
     held = None if against is None else hidden_logits(model, against.params, batch)
     rows = made.hidden, None if held is None else held.hidden, next_drawn(batch)
     divergence = None if against is None else against.divergence

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -134,7 +135,7 @@ class _Keyless:
     def _numbers(self, key: Any) -> tuple[Any, Any]:
         seen, found = self._seen
         if seen is not key:
-            typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+            typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
             found = (key, None)
             if typed:
                 found = jax.random.key_data(key), jax.random.key_impl(key)

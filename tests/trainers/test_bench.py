@@ -3,13 +3,15 @@
 import importlib
 import json
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from divax.benchmarks import interleave
 from divax.benchmarks.bench_command import MODULES, main
 from divax.benchmarks.interleave import answers, asked_of, fresh
-from divax.benchmarks.measure import Asked, Bar, apart
+from divax.benchmarks.measure import Asked, Bar, apart, clocked
 
 FOUND = {"mine": {"wall": 1.0, "cpu": 3.0, "temp": 0.0}, "theirs": {"wall": 4.0, "cpu": 6.0}}
 
@@ -69,6 +71,19 @@ def test_every_module_has_the_bars_that_the_command_lists():
             assert {case for bar in module.BARS for case in bar.cases} == set(module.CASES)
             assert {bar.id for bar in asked_of(module, ids[0])} == {ids[0]}
             assert all(bar.measured is None for bar in answers(module, {}, None))
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is Linux's")
+def test_peak_memory_is_what_a_call_needs_beyond_its_results():
+    def call():
+        needed = np.ones(8_000_000) + np.ones(8_000_000)
+        return [needed[:1_000_000].copy()]
+
+    found = clocked(call)
+    assert (
+        100e6 < found["rss"] < 220e6
+    )  # 16 million doubles, 8 million more where no operand is reused
+    assert found["wall"] > 0
 
 
 @pytest.mark.parametrize(
