@@ -42,7 +42,8 @@ def kl_weights(div: AbstractFDivergence) -> tuple[Scalar | None, Scalar | None] 
                 return None
             for one, into in zip(of_part, (forward, reverse), strict=True):
                 into += [] if one is None else [weight * one]
-        return tuple(sum(ws[1:], start=ws[0]) if ws else None for ws in (forward, reverse))
+        total = lambda ws: sum(ws[1:], start=ws[0]) if ws else None  # noqa: E731
+        return total(forward), total(reverse)
     known = {ForwardKL: (1.0, None), ReverseKL: (None, 1.0), Jeffreys: (1.0, 1.0)}
     return known.get(type(div))
 
@@ -84,7 +85,7 @@ def from_one_reading(
         mine = (None,) * 3 if own is None else own[:3]
         cross = None if other is None else other[3]
         sides.append(Side(logits, _Terms(jnp.ones_like(logits), *mine, cross)))
-    read = reduced(Reading(tuple(sides), classes(target, model)))
+    read = reduced(Reading(*sides, classes(target, model)))
     return _finished(wanted, div, weights, read, centres[0] - centres[1])
 
 
@@ -170,7 +171,7 @@ def _log1p_excess(y: jax.Array) -> jax.Array:
 
 def _finished(wanted, div, weights, read: Reading, centre: jax.Array) -> Scalars:
     """Values and sums of slopes: Σ p·log u of KL(p‖q) by its own side, and by the other Σ (q − p)."""
-    target, model = read.sides
+    target, model = read.target, read.model
     beyond = alone(read.seen, (target.top, model.top))
     pairs = (target, model, centre, beyond[0]), (model, target, -centre, beyond[1])
     kls = [
@@ -184,9 +185,9 @@ def _finished(wanted, div, weights, read: Reading, centre: jax.Array) -> Scalars
             sums[side] += weight * kl.slope
             # f(0) = 1 gives back what the other side has alone, if nothing else makes f(0) infinite.
             sums[1 - side] += weight * kl.alone
-    if kls[0] is not None and kls[1] is not None:
-        for side, (weight, edge) in enumerate(zip(weights[::-1], edges, strict=True)):
-            sums[side] += (_finite(edge) - weight) * kls[side].alone
+    for side, (weight, edge, kl) in enumerate(zip(weights[::-1], edges, kls, strict=True)):
+        if kl is not None and weight is not None:
+            sums[side] += (_finite(edge) - weight) * kl.alone
     slopes = tuple(
         undivided(total[..., None]) if want else None
         for total, want in zip(sums, wanted, strict=True)

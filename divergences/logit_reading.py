@@ -36,20 +36,22 @@ class Side(NamedTuple):
 class Reading(NamedTuple):
     """Sums of the target's and of the model's side, and the `classes` of tokens seen, of a token or of a row."""
 
-    sides: tuple[Side, ...]
+    target: Side
+    model: Side
     seen: jax.Array
 
 
 def reduced(tokens: Reading) -> Reading:
     """Of whole rows."""
     zeros = jax.tree.map(lambda x: jnp.zeros((), x.dtype), tokens)
-    sides = tuple(Side(jnp.full_like(side.top, -jnp.inf), side.sums) for side in zeros.sides)
-    return jax.lax.reduce(tokens, Reading(sides, zeros.seen), _merged, (_last(tokens),))
+    lowest = lambda side: Side(jnp.full_like(side.top, -jnp.inf), side.sums)  # noqa: E731
+    nothing = Reading(lowest(zeros.target), lowest(zeros.model), zeros.seen)
+    return jax.lax.reduce(tokens, nothing, _merged, (tokens.seen.ndim - 1,))
 
 
 def _merged(one: Reading, other: Reading) -> Reading:
-    sides = tuple(map(_merged_side, one.sides, other.sides))
-    return Reading(sides, one.seen | other.seen)
+    target, model = _merged_side(one.target, other.target), _merged_side(one.model, other.model)
+    return Reading(target, model, one.seen | other.seen)
 
 
 def _merged_side(one: Side, other: Side) -> Side:
@@ -103,7 +105,3 @@ def farthest(logits: jax.Array) -> float:
 def indicator(condition: jax.Array, like: jax.Array) -> jax.Array:
     """1 or 0."""
     return condition.astype(like.dtype)
-
-
-def _last(tree: Any) -> int:
-    return jax.tree.leaves(tree)[0].ndim - 1

@@ -83,7 +83,8 @@ def _tangent(div, scalars: Scalars, target: jax.Array, model: jax.Array, dots: S
 def _rows_at(tops, totals, target: jax.Array, model: jax.Array) -> Rows:
     """`split_rows` with what it needs of whole rows known."""
     legal = ((tops[0] != -jnp.inf) & (tops[1] != -jnp.inf))[..., None]
-    return split_centred(*map(_placed, (target, model), tops, totals), legal)
+    sides = _placed(target, tops[0], totals[0]), _placed(model, tops[1], totals[1])
+    return split_centred(*sides, legal)
 
 
 def _placed(logits: jax.Array, top: jax.Array, total: jax.Array):
@@ -121,10 +122,9 @@ def _scalars_jvp(wanted, primals, tangents):
 def _plain(wanted: tuple[bool, ...], div: Any, target: jax.Array, model: jax.Array) -> Scalars:
     """The same by separate reductions, for JAX to differentiate."""
     tops = jnp.max(target, -1), jnp.max(model, -1)
-    totals = tuple(
-        jnp.sum(jnp.exp(_placed(x, top, jnp.ones_like(top))[0]), -1)
-        for x, top in zip((target, model), tops, strict=True)
-    )
+    centred_at = lambda x, top: _placed(x, top, jnp.ones_like(top))[0]  # noqa: E731
+    total = lambda x, top: jnp.sum(jnp.exp(centred_at(x, top)), -1)  # noqa: E731
+    totals = total(target, tops[0]), total(model, tops[1])
     rows = split_rows(target, model)
     sums = [None if side is None else slope_sums(*side) for side in _sloped(div, rows, wanted)]
     sums = [None if one is None else undivided(one.total) for one in sums]
@@ -138,9 +138,9 @@ def _plain(wanted: tuple[bool, ...], div: Any, target: jax.Array, model: jax.Arr
 
 
 def _from_two(wanted: tuple[bool, ...], div: Any, target: jax.Array, model: jax.Array) -> Scalars:
-    sides = tuple(Side(x, (jnp.ones_like(x),)) for x in (target, model))
-    sides, seen = reduced(Reading(sides, classes(target, model)))
-    tops, totals = tuple(side.top for side in sides), tuple(side.sums[0] for side in sides)
+    sides = [Side(x, (jnp.ones_like(x),)) for x in (target, model)]
+    one, other, seen = reduced(Reading(*sides, classes(target, model)))
+    tops, totals = (one.top, other.top), (one.sums[0], other.sums[0])
     places = jax.lax.optimization_barrier((tops, totals))
     rows = _rows_at(*places, target, model)
     below, beyond = _finite(div.f_at_zero), _finite(div.slope_at_infinity)

@@ -10,8 +10,8 @@ AT = gpu.Shape(tokens=8192, width=2048, target_width=4096, vocabulary=128256)
 
 def test_the_first_name_that_a_kind_contains_counts():
     assert gpu.roofline("NVIDIA H200") == (4.8e12, 989e12)
-    assert gpu.roofline("NVIDIA H100 PCIe").bandwidth == 2.0e12
-    assert gpu.roofline("NVIDIA H100 80GB HBM3").bandwidth == 3.35e12
+    assert gpu.roofline("NVIDIA H100 PCIe") == (2.0e12, 756e12)
+    assert gpu.roofline("NVIDIA H100 80GB HBM3") == (3.35e12, 989e12)
     assert gpu.roofline("cpu") is None
 
 
