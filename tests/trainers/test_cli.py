@@ -23,7 +23,7 @@ def test_help_lists_the_commands(arguments, capsys):
     ("word", "hint"),
     [
         ("kdd", "did you mean 'kd'?"),
-        ("xyzzy", "choose from kd, zoo, fdpo, pg, cache-teacher, check"),
+        ("xyzzy", "choose from kd, zoo, fdpo, pg, cache-teacher, bench, check"),
     ],
 )
 def test_an_unknown_command_suggests(word, hint, capsys):
