@@ -22,6 +22,8 @@ ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5p-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
+    # The process that waits for this one may have loaded the library too.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 # NVIDIA's data sheet of the H200 SXM, and the CUDA programming guide's table for compute capability 9.0.
 LIMITS = {
