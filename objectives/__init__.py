@@ -10,6 +10,7 @@ to both value and gradient, whatever it holds.
 | `distillation` | `w T² D(softmax(t/T), softmax(s/T)) + (1 - w) CE(s, y)`, any divergence `D` |
 | `distillation_from_hidden` | the same from two models' hidden states and heads (`HiddenLogits`), the logits in chunks |
 | `cross_entropy` | `-log softmax(s)_y` |
+| `cross_entropy_from_hidden` | the same from hidden states and a head |
 | `preference` | of a pair: `loss(beta (score(s_w) - score(s_l)))`, any admissible divergence |
 
 As a value, a frozen pytree that says of itself what it optimises (`explain()`), an objective of distillation is called
@@ -26,6 +27,7 @@ with `DistillationRows` (each a `DistillationObjective`); `FROM_DATA`, `FROM_STU
 | | `emo`, `on_policy_distillation`; with the numbers of published code by `compat` |
 | what published code computes | `AsPublished` (an objective, and what is different), `WithTeacherEntropy`, `EveryPosition` |
 | a grown vocabulary | `expanded_teacher` (logits of any objective) of `new_tokens` (`NewTokens`) |
+| states and heads in the place of logits (`HiddenRows`) | each `HiddenObjective`; of your own function, `token_by_token` |
 | several teachers | `mixture_of_teachers`, `product_of_teachers` (logits of any objective), `teacher_weights` per sample |
 
 Distillation of logits beyond one divergence:
@@ -93,12 +95,14 @@ Policy gradients, from per-token log-probs `[B, T]` of sampled completions:
 |---|---|
 | `Weighted` | a sum and a count; `+`, scalar `*`, `mean()` |
 | `token_mean`, `sequence_mean`, `constant_sum` | per-token values and a mask to a `Weighted` |
+| `each_token` | no reduction: an objective's losses and metrics of every token |
 | `Reduction` | the type of those three |
 | `label_log_probs` | log-probs of tokens from hidden states, logits in chunks |
 | `label_statistics`, `LabelStatistics` | the same with the collision probability of each distribution |
 | `token_statistics`, `TokenStatistics` | from hidden states: log-probs, entropies, divergences to a reference |
 | `token_loss` (of a `TokenLoss`) | a loss of these, token by token, its gradients in the same walk |
 | `token_loss_and_statistics` | both |
+| `objective_from_hidden` | any objective of `HiddenRows` whose tokens know nothing of each other, the logits in chunks |
 | `align_causal`, `CausalTargets` | tokens to next-token labels and mask, packing included |
 
 Proof: `check_objective` tries any objective, yours too, given as an `ObjectiveCase` (with example inputs), on every law
@@ -154,6 +158,9 @@ from divax.objectives.credit_shaping import Rollout as Rollout
 from divax.objectives.credit_shaping import TopEntropy as TopEntropy
 from divax.objectives.credit_shaping import UnsolvedOnly as UnsolvedOnly
 from divax.objectives.cross_entropy import cross_entropy as cross_entropy
+from divax.objectives.cross_entropy_from_hidden import (
+    cross_entropy_from_hidden as cross_entropy_from_hidden,
+)
 from divax.objectives.customized_soft_labels import uskd as uskd
 from divax.objectives.decoupled_distillation import dkd as dkd
 from divax.objectives.direct_preference_distillation import (
@@ -180,7 +187,6 @@ from divax.objectives.distillation_rows import FROM_STUDENT as FROM_STUDENT
 from divax.objectives.distillation_rows import FROM_TEACHER as FROM_TEACHER
 from divax.objectives.distillation_rows import DistillationObjective as DistillationObjective
 from divax.objectives.distillation_rows import DistillationRows as DistillationRows
-from divax.objectives.distillation_rows import OfLogits as OfLogits
 from divax.objectives.distribution_matching import FittedMoments as FittedMoments
 from divax.objectives.distribution_matching import PartitionEstimate as PartitionEstimate
 from divax.objectives.distribution_matching import distribution_matching as distribution_matching
@@ -193,7 +199,10 @@ from divax.objectives.enumeration import enumerate_task as enumerate_task
 from divax.objectives.expanded_vocabulary import NewTokens as NewTokens
 from divax.objectives.expanded_vocabulary import expanded_teacher as expanded_teacher
 from divax.objectives.expanded_vocabulary import new_tokens as new_tokens
+from divax.objectives.hidden_logits import CombinedLogits as CombinedLogits
 from divax.objectives.hidden_logits import HiddenLogits as HiddenLogits
+from divax.objectives.hidden_rows import HiddenObjective as HiddenObjective
+from divax.objectives.hidden_rows import HiddenRows as HiddenRows
 from divax.objectives.label_log_probs import LabelStatistics as LabelStatistics
 from divax.objectives.label_log_probs import label_log_probs as label_log_probs
 from divax.objectives.label_log_probs import label_statistics as label_statistics
@@ -210,6 +219,7 @@ from divax.objectives.margin_losses import Squared as Squared
 from divax.objectives.margin_losses import SquaredHinge as SquaredHinge
 from divax.objectives.minillm import MiniLLM as MiniLLM
 from divax.objectives.normalized_distillation import nkd as nkd
+from divax.objectives.of_logits import OfLogits as OfLogits
 from divax.objectives.overlong import finished_mask as finished_mask
 from divax.objectives.overlong import overlong_penalty as overlong_penalty
 from divax.objectives.pair_loss import AbstractMarginLoss as AbstractMarginLoss
@@ -252,6 +262,7 @@ from divax.objectives.published_distillation import WithTeacherEntropy as WithTe
 from divax.objectives.published_penalty import PublishedPenalty as PublishedPenalty
 from divax.objectives.reduction import Reduction as Reduction
 from divax.objectives.reduction import constant_sum as constant_sum
+from divax.objectives.reduction import each_token as each_token
 from divax.objectives.reduction import sequence_mean as sequence_mean
 from divax.objectives.reduction import token_mean as token_mean
 from divax.objectives.reference_free import cpo as cpo
@@ -299,6 +310,8 @@ from divax.objectives.token_advantages import whiten as whiten
 from divax.objectives.token_distillation import LabelCrossEntropy as LabelCrossEntropy
 from divax.objectives.token_distillation import TokenDistillation as TokenDistillation
 from divax.objectives.token_form import TokenStatistics as TokenStatistics
+from divax.objectives.token_objective import objective_from_hidden as objective_from_hidden
+from divax.objectives.token_objective import token_by_token as token_by_token
 from divax.objectives.token_risk import EntropicRisk as EntropicRisk
 from divax.objectives.token_risk import Risk as Risk
 from divax.objectives.token_risk import TailRisk as TailRisk

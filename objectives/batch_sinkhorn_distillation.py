@@ -106,4 +106,4 @@ def sinkd(
         + weigh(weight(sinkhorn_weight, "sinkhorn_weight"), everywhere)
     )
     terms = {"distill": distill, "sinkhorn": everywhere, "cross_entropy": hard}
-    return reduction(loss, rows.live), token_means(terms, rows.live)
+    return reduction(loss, rows.live), token_means(terms, rows.live, reduction)

@@ -98,7 +98,7 @@ def dist(
     if labels is not None:
         terms["cross_entropy"] = cross_entropy_rows(rows.student, rows.labels)
         loss += weigh(weight(label_weight, "label_weight"), terms["cross_entropy"])
-    return reduction(loss, rows.live), token_means(terms, rows.live)
+    return reduction(loss, rows.live), token_means(terms, rows.live, reduction)
 
 
 def _pearson(

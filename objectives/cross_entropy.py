@@ -6,7 +6,7 @@ from jax.typing import ArrayLike
 
 from divax.divergences.most_likely import most_likely
 from divax.objectives.arguments import as_labels, check_logits, live_weights, silence_rows
-from divax.objectives.reduction import Reduction, token_mean
+from divax.objectives.reduction import Reduction, of_metrics, token_mean
 from divax.objectives.vocabulary import restrict_vocabulary
 from divax.objectives.weighted import Weighted
 
@@ -57,7 +57,7 @@ def cross_entropy(
     weights = live_weights(logits.shape[:-1], labels, mask, "logits")
     logits = silence_rows(logits, weights)
     correct = most_likely(logits) == labels
-    metrics = {"accuracy": token_mean(correct, weights)}
+    metrics = {"accuracy": of_metrics(reduction)(correct, weights)}
     return reduction(cross_entropy_rows(logits, labels), weights), metrics
 
 

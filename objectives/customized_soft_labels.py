@@ -116,7 +116,7 @@ def uskd(
         + weigh(weight(weak_weight, "weak_weight"), terms["weak"])
         + weigh(weight(label_weight, "label_weight"), hard)
     )
-    return reduction(loss, live), token_means(terms, live)
+    return reduction(loss, live), token_means(terms, live, reduction)
 
 
 def _soft_target(hard: jax.Array, live: jax.Array) -> jax.Array:

@@ -17,11 +17,13 @@ from divax.objectives.logit_rows import (
     weight,
 )
 from divax.objectives.reduction import Reduction, token_mean
+from divax.objectives.token_objective import token_by_token
 from divax.objectives.weighted import Weighted
 
 _FORWARD_KL = ForwardKL()
 
 
+@token_by_token
 def dkd(
     *,
     student_logits: ArrayLike,
@@ -94,4 +96,4 @@ def dkd(
         + weigh(weight(label_weight, "label_weight"), hard)
     )
     metrics = {"target": target, "non_target": non_target, "cross_entropy": hard}
-    return reduction(loss, rows.live), token_means(metrics, rows.live)
+    return reduction(loss, rows.live), token_means(metrics, rows.live, reduction)

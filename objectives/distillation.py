@@ -21,7 +21,7 @@ from divax.objectives.arguments import (
 )
 from divax.objectives.cross_entropy import cross_entropy_rows
 from divax.objectives.logit_rows import soften, weigh
-from divax.objectives.reduction import Reduction, token_mean
+from divax.objectives.reduction import Reduction, of_metrics, token_mean
 from divax.objectives.vocabulary import equal_vocabularies, restrict_vocabulary
 from divax.objectives.weighted import Weighted
 
@@ -121,13 +121,14 @@ def distillation(
     check_rows(distill, "the value of the divergence", live.shape, "student_logits")
     scaled = scale_by_t2 and temperature_ is not None
     loss = weigh(weight * temperature_**2 if scaled else weight, distill)
-    metrics = _metrics(distill, rows, live)
+    metrics = _metrics(distill, rows)
     if labels is not None:
         hard = cross_entropy_rows(rows.student, labels)
-        metrics["cross_entropy"] = token_mean(jax.lax.stop_gradient(hard), live)
+        metrics["cross_entropy"] = jax.lax.stop_gradient(hard)
         # XLA may not drop 0 * x for floats, so a weight known to be 0 is left out here.
         loss = loss if _is_one(distill_weight) else loss + weigh(1 - weight, hard)
-    return reduction(loss, live), metrics
+    mean = of_metrics(reduction)
+    return reduction(loss, live), {name: mean(value, live) for name, value in metrics.items()}
 
 
 class Compared(NamedTuple):
@@ -239,15 +240,14 @@ def _softened(logits: jax.Array, temperature: jax.Array | None) -> jax.Array:
     return logits if temperature is None else soften(logits.astype(temperature.dtype), temperature)
 
 
-def _metrics(distill: jax.Array, rows: Compared, live: jax.Array) -> dict[str, Weighted]:
+def _metrics(distill: jax.Array, rows: Compared) -> dict[str, jax.Array]:
     distill, rows = jax.lax.stop_gradient((distill, rows))
-    values = {
+    return {
         "distill": distill,
         "teacher_entropy": row_entropy(rows.target),
         "student_entropy": row_entropy(rows.model),
         **rows.extra,
     }
-    return {name: token_mean(value, live) for name, value in values.items()}
 
 
 def row_entropy(logits: jax.Array) -> jax.Array:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from divax.divergences import AbstractFDivergence
 from divax.divergences import divergence as frozen_pytree
-from divax.divergences.most_likely import most_likely
 from divax.divergences.row_form import (
     AbstractRowForm,
     DivergenceForm,
@@ -23,6 +22,7 @@ from divax.divergences.row_form import (
     share,
     softened,
 )
+from divax.objectives.label_form import Best, best_of, better
 from divax.objectives.logit_rows import weigh
 
 
@@ -35,7 +35,7 @@ class Reading(NamedTuple):
         label: sum of the label's logit, `[C]`; and whether it was met.
         met: likewise, 0 or 1.
         means: mean softened logit of teacher and student, each under itself.
-        best: most likely token of teacher and student, with its logit.
+        best: most likely token of teacher and student.
     """
 
     pair: FirstReading
@@ -43,7 +43,7 @@ class Reading(NamedTuple):
     label: jax.Array
     met: jax.Array
     means: tuple[jax.Array, jax.Array]
-    best: tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+    best: tuple[Best, Best]
 
 
 @frozen_pytree
@@ -85,7 +85,7 @@ class DistillationForm(AbstractRowForm):
         soft = [softened(one, self.temperature) for one in part.logits]
         masses = (pair.target, pair.model)
         means = tuple(mean_logit(*one) for one in zip(soft, masses, strict=True))
-        best = tuple(_best(one, part.columns) for one in part.logits)
+        best = tuple(best_of(one, part.columns) for one in part.logits)
         hard = pair.model if self.temperature is None else mass(student)
         return Reading(pair, hard, label, met, means, best)  # type: ignore[arg-type]
 
@@ -96,10 +96,7 @@ class DistillationForm(AbstractRowForm):
             a + (b - a) * share(*masses)
             for a, b, masses in zip(one.means, other.means, pairs, strict=True)
         )
-        best = tuple(
-            tuple(jnp.where(b[0] > a[0], y, x) for x, y in zip(a, b, strict=True))
-            for a, b in zip(one.best, other.best, strict=True)
-        )
+        best = tuple(better(*pair) for pair in zip(one.best, other.best, strict=True))
         return Reading(
             self._inner.merge(one.pair, other.pair),
             merged_mass(one.hard, other.hard),
@@ -133,7 +130,7 @@ class DistillationForm(AbstractRowForm):
             "distill": distill,
             "teacher_entropy": entropies[0],
             "student_entropy": entropies[1],
-            "agreement": (first.best[0][1] == first.best[1][1]).astype(distill.dtype),
+            "agreement": (first.best[0].token == first.best[1].token).astype(distill.dtype),
         }
         if rows is not None:
             picked = jnp.where((first.met > 0) | (rows < 0), first.label, -jnp.inf)
@@ -157,8 +154,3 @@ class DistillationForm(AbstractRowForm):
             probs - is_label.astype(probs.dtype)
         )
         return teacher, student + hard
-
-
-def _best(logits: jax.Array, columns: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The largest logit and its token."""
-    return jnp.max(logits, -1), columns[most_likely(logits)]

@@ -37,7 +37,7 @@ from divax.objectives.distillation import (
 )
 from divax.objectives.distillation_form import DistillationForm
 from divax.objectives.logit_rows import weigh
-from divax.objectives.reduction import Reduction, token_mean
+from divax.objectives.reduction import Reduction, coefficients, token_mean
 from divax.objectives.weighted import Weighted
 
 _FORWARD_KL = ForwardKL()
@@ -149,9 +149,7 @@ def distillation_from_hidden(
         *_row_functions(divergence, scale_by_t2, case), case.vocab_size, chunk, vocab_chunk
     )
     operands = Operands(params, case.sides, case.rows(), case.counts)
-    # A linear reduction is Σ coefficient·row, and its gradient at any rows is the coefficients.
-    coefficients = jax.grad(lambda rows: reduction(rows, live).total)(jnp.zeros_like(live))
-    total, _, extras = one_shot(walk, plan, operands, coefficients.reshape(-1))
+    total, _, extras = one_shot(walk, plan, operands, coefficients(reduction, live).reshape(-1))
     metrics = {name: token_mean(row, live.reshape(-1)) for name, row in extras.items()}
     return Weighted(total=total, count=reduction(jnp.zeros_like(live), live).count), metrics
 

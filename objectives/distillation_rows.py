@@ -1,7 +1,6 @@
 """What an objective of distillation may read of a batch, in one frozen pytree."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Protocol
 
 import jax
@@ -95,44 +94,3 @@ class DistillationObjective(Protocol):
     def __call__(self, rows: DistillationRows, /) -> tuple[Weighted, dict[str, Weighted]]:
         """The loss and the metrics."""
         ...
-
-
-@dataclasses.dataclass(frozen=True)
-class OfLogits:
-    """A function of keywords, such as `dkd`, as an objective of rows.
-
-    Attributes:
-        function: of `student_logits`, `teacher_logits`, `labels` and `mask`; fix its other
-            arguments by `functools.partial`.
-
-    Example:
-        >>> import functools
-        >>> from divax.objectives import OfLogits, dkd
-        >>> OfLogits(functools.partial(dkd, non_target_weight=8.0)).explain()
-        'dkd with non_target_weight=8.0'
-    """
-
-    function: Callable[..., tuple[Weighted, dict[str, Weighted]]]
-
-    def __call__(self, rows: DistillationRows, /) -> tuple[Weighted, dict[str, Weighted]]:
-        """The function of the rows' logits.
-
-        Raises:
-            ValueError: the teacher is a cache.
-        """
-        return self.function(
-            student_logits=rows.student_logits,
-            teacher_logits=rows.whole_teacher(self._name),
-            labels=rows.labels,
-            mask=rows.mask,
-        )
-
-    def explain(self) -> str:
-        """The function's name and what is fixed of it."""
-        fixed = getattr(self.function, "keywords", {})
-        numbers = ", ".join(f"{name}={value}" for name, value in fixed.items())
-        return f"{self._name} with {numbers}" if numbers else self._name
-
-    @property
-    def _name(self) -> str:
-        return getattr(getattr(self.function, "func", self.function), "__name__", "the objective")

@@ -108,7 +108,7 @@ def dual_head(
     scale = weight(auxiliary_weight, "auxiliary_weight") * jnp.square(t)
     loss = weigh(weight(label_weight, "label_weight"), hard) + weigh(scale, binary)
     return reduction(loss, rows.live), token_means(
-        {"cross_entropy": hard, "binary_kl": binary}, rows.live
+        {"cross_entropy": hard, "binary_kl": binary}, rows.live, reduction
     )
 
 

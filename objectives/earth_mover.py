@@ -7,11 +7,14 @@ import jax.numpy as jnp
 
 from divax.divergences import EMO, balanced_with_likelihood
 from divax.divergences import divergence as frozen_pytree
+from divax.divergences.fused_linear import Implementation
 from divax.objectives.arguments import as_labels, live_weights, silence_rows
 from divax.objectives.cross_entropy import cross_entropy_rows
 from divax.objectives.distillation_rows import DistillationRows
-from divax.objectives.logit_rows import floating_logits, is_label
+from divax.objectives.hidden_rows import HiddenRows
+from divax.objectives.logit_rows import floating_logits, is_label, token_means
 from divax.objectives.reduction import Reduction, token_mean
+from divax.objectives.token_objective import objective_from_hidden
 from divax.objectives.vocabulary import restrict_vocabulary
 from divax.objectives.weighted import Weighted
 
@@ -65,9 +68,36 @@ class EarthMover:
         sure = jnp.where(is_label(student, labels), 0, -jnp.inf).astype(student.dtype)
         likelihood = cross_entropy_rows(student, labels)
         distance = EMO(embeddings=head)(sure, student)
-        held = jax.lax.stop_gradient({"cross_entropy": likelihood, "earth_mover": distance})
-        metrics = {name: token_mean(value, live) for name, value in held.items()}
+        held = {"cross_entropy": likelihood, "earth_mover": distance}
+        metrics = token_means(held, live, self.reduction)
         return self.reduction(balanced_with_likelihood(likelihood, distance), live), metrics
+
+    @property
+    def by_token(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Never."""
+        return False
+
+    def reduced_by(self, reduction: Reduction, /) -> "EarthMover":
+        """The same with another reduction."""
+        return dataclasses.replace(self, reduction=reduction)
+
+    def from_hidden(
+        self,
+        rows: HiddenRows,
+        /,
+        *,
+        vocab_size: int | None = None,
+        implementation: Implementation | None = None,
+    ) -> tuple[Weighted, dict[str, Weighted]]:
+        """The same without all logits at once; see `objective_from_hidden`."""
+        return objective_from_hidden(
+            self, rows, vocab_size=vocab_size, implementation=implementation
+        )
 
     def explain(self) -> str:
         """The formula in words."""

@@ -1,6 +1,10 @@
 """Logits that nobody has computed: states before a head, and the head."""
 
+import dataclasses
+from collections.abc import Callable, Sequence
+
 import jax
+import jax.numpy as jnp
 
 from divax.divergences import LinearHead
 from divax.divergences import divergence as frozen_pytree
@@ -35,3 +39,36 @@ class HiddenLogits:
         """All of them, `[..., V]`, float32 or better."""
         head = self.head if isinstance(self.head, LinearHead) else LinearHead(weight=self.head)
         return head.logits(self.hidden)
+
+
+@frozen_pytree
+class CombinedLogits:
+    """Logits that a function makes of those of several models, none of which anybody has computed.
+
+    Attributes:
+        parts: states and heads of M models.
+        weights: `[..., M]` of every row.
+        combine: of logits `[M, ..., V]` and weights `[M, ...]`, row by row; such as `mixture_of_teachers`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divax.objectives import CombinedLogits, HiddenLogits, mixture_of_teachers
+        >>> one, other = (HiddenLogits(hidden=k * jnp.eye(3), head=jnp.eye(3)) for k in (1.0, 2.0))
+        >>> both = CombinedLogits(parts=(one, other), weights=jnp.ones((3, 2)), combine=mixture_of_teachers)
+        >>> both.logits().shape
+        (3, 3)
+    """
+
+    parts: tuple[HiddenLogits, ...]
+    weights: jax.Array
+    combine: Callable[[jax.Array, jax.Array], jax.Array] = dataclasses.field(
+        metadata={"static": True}
+    )
+
+    def logits(self) -> jax.Array:
+        """All of them, `[..., V]`; the models have one vocabulary."""
+        return self.of_parts([part.logits() for part in self.parts], self.weights)
+
+    def of_parts(self, logits: Sequence[jax.Array], weights: jax.Array) -> jax.Array:
+        """The combination of some rows of each, `[..., V]`, with weights `[..., M]`."""
+        return self.combine(jnp.stack(logits), jnp.moveaxis(weights, -1, 0))

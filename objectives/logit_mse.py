@@ -7,11 +7,13 @@ from jax.typing import ArrayLike
 from divax.divergences import LogVariance
 from divax.objectives.distillation import distillation
 from divax.objectives.reduction import Reduction, token_mean
+from divax.objectives.token_objective import token_by_token
 from divax.objectives.weighted import Weighted
 
 _CENTRED = LogVariance(reference="uniform")
 
 
+@token_by_token
 def logit_mse(
     *,
     student_logits: ArrayLike,

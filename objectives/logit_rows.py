@@ -16,7 +16,7 @@ from divax.objectives.arguments import (
     live_weights,
     silence_rows,
 )
-from divax.objectives.reduction import token_mean
+from divax.objectives.reduction import Reduction, of_metrics
 from divax.objectives.vocabulary import equal_vocabularies
 from divax.objectives.weighted import Weighted
 
@@ -131,6 +131,9 @@ def soft_cross_entropy(probs: jax.Array, logits: jax.Array) -> jax.Array:
     return -jnp.sum(probs * jnp.where(probs > 0, log_probs, 0), axis=-1)
 
 
-def token_means(rows: dict[str, jax.Array], live: jax.Array) -> dict[str, Weighted]:
-    """Metrics: means over the rows that count, without gradient."""
-    return {name: token_mean(jax.lax.stop_gradient(row), live) for name, row in rows.items()}
+def token_means(
+    rows: dict[str, jax.Array], live: jax.Array, reduction: Reduction
+) -> dict[str, Weighted]:
+    """Metrics beside a loss of that reduction: means over the rows that count, without gradient."""
+    mean = of_metrics(reduction)
+    return {name: mean(jax.lax.stop_gradient(row), live) for name, row in rows.items()}

@@ -17,9 +17,11 @@ from divax.objectives.logit_rows import (
     weight,
 )
 from divax.objectives.reduction import Reduction, token_mean
+from divax.objectives.token_objective import token_by_token
 from divax.objectives.weighted import Weighted
 
 
+@token_by_token
 def nkd(
     *,
     student_logits: ArrayLike,
@@ -94,4 +96,4 @@ def nkd(
         + weigh(weight(non_target_weight, "non_target_weight") * jnp.square(t), non_target)
     )
     metrics = {"target": target, "non_target": non_target, "cross_entropy": hard}
-    return reduction(loss, rows.live), token_means(metrics, rows.live)
+    return reduction(loss, rows.live), token_means(metrics, rows.live, reduction)

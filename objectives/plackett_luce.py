@@ -7,9 +7,11 @@ from jax.typing import ArrayLike
 from divax.objectives.cross_entropy import cross_entropy_rows
 from divax.objectives.logit_rows import is_label, logit_rows, positive, soften, token_means
 from divax.objectives.reduction import Reduction, token_mean
+from divax.objectives.token_objective import token_by_token
 from divax.objectives.weighted import Weighted
 
 
+@token_by_token
 def pld(
     *,
     student_logits: ArrayLike,
@@ -74,4 +76,6 @@ def pld(
     costs = jax.lax.cumlogsumexp(floored, axis=logits.ndim - 1, reverse=True) - floored
     costs = jnp.where(weights > 0, jnp.where(possible, costs, jnp.inf), 0)
     metrics = {"cross_entropy": cross_entropy_rows(rows.student, rows.labels)}
-    return reduction(jnp.sum(weights * costs, axis=-1), rows.live), token_means(metrics, rows.live)
+    return reduction(jnp.sum(weights * costs, axis=-1), rows.live), token_means(
+        metrics, rows.live, reduction
+    )

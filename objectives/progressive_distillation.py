@@ -148,4 +148,6 @@ def ps_kd(
     remembered = jnp.any(past > 0, axis=-1)
     share = jnp.where(remembered, as_weight(past_weight, "past_weight"), 0)
     terms = {"cross_entropy": hard, "soft_cross_entropy": soft, "remembered": remembered}
-    return reduction(weigh(1 - share, hard) + weigh(share, soft), live), token_means(terms, live)
+    return reduction(weigh(1 - share, hard) + weigh(share, soft), live), token_means(
+        terms, live, reduction
+    )

@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from divax.divergences import ForwardKL, entropy
+from divax.divergences import AbstractDivergence, ForwardKL, entropy
 from divax.divergences import divergence as frozen_pytree
+from divax.divergences.fused_linear import Implementation
 from divax.objectives.arguments import as_labels, check_rows, is_static
 from divax.objectives.cross_entropy import cross_entropy_rows
 from divax.objectives.distillation import distillation
 from divax.objectives.distillation_rows import DistillationObjective, DistillationRows
+from divax.objectives.hidden_rows import HiddenObjective, HiddenRows
 from divax.objectives.logit_rows import logit_rows, positive
 from divax.objectives.reduction import token_mean
 from divax.objectives.token_distillation import TokenDistillation
@@ -41,6 +43,28 @@ class AsPublished:
     def __call__(self, rows: DistillationRows, /) -> tuple[Weighted, dict[str, Weighted]]:
         """The objective's."""
         return self.objective(rows)
+
+    @property
+    def by_token(self) -> bool:
+        """The objective's."""
+        return getattr(self.objective, "by_token", False)
+
+    @property
+    def reads_teacher(self) -> bool:
+        """The objective's."""
+        return getattr(self.objective, "reads_teacher", True)
+
+    def from_hidden(
+        self,
+        rows: HiddenRows,
+        /,
+        *,
+        vocab_size: int | None = None,
+        implementation: Implementation | None = None,
+    ) -> tuple[Weighted, dict[str, Weighted]]:
+        """The objective's, if `by_token`."""
+        inner: HiddenObjective = self.objective  # type: ignore[assignment]
+        return inner.from_hidden(rows, vocab_size=vocab_size, implementation=implementation)
 
     def explain(self) -> str:
         """The objective's words, and the difference."""
@@ -76,6 +100,11 @@ class WithTeacherEntropy:
     def name(self) -> str:
         """The divergence's, and what is added."""
         return f"(entropy(teacher) + {getattr(self.inner, 'name', 'D')})"
+
+    @property
+    def by_token(self) -> bool:
+        """Whether the divergence is: any but a plain function."""
+        return isinstance(self.inner, AbstractDivergence)
 
     def __call__(self, target: jax.Array, model: jax.Array) -> jax.Array:
         """`[..., V]` twice to `[...]`."""

@@ -5,6 +5,8 @@
 | `token_mean` | sum(m·l) / max(sum(m), 1) | language-model and distillation losses |
 | `sequence_mean` | mean over sequences of the token mean of each | GRPO as published |
 | `constant_sum` | mean over sequences of sum(m·l) / constant | Dr. GRPO |
+
+`each_token` reduces nothing: it leaves every token's own loss.
 """
 
 from typing import Protocol
@@ -127,6 +129,41 @@ def constant_sum(values: ArrayLike, mask: ArrayLike, constant: ArrayLike) -> Wei
     products, weights = _masked(values, mask, time=True)
     total = jnp.sum(products) / jnp.asarray(constant, products.dtype)
     return Weighted(total=total, count=_non_empty(weights))
+
+
+def each_token(values: ArrayLike, mask: ArrayLike) -> Weighted:
+    r"""No reduction: the values and their weights as they are, so that an objective returns the losses of its tokens.
+
+    Its metrics are left so as well. `total` and `count` have then the shape of the tokens, and `mean()` means nothing.
+
+    Args:
+        values: Per-token values, any shape.
+        mask: Weights of the same shape.
+
+    Returns:
+        A `Weighted` of both.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divax.objectives import cross_entropy, each_token
+        >>> labels = jnp.array([0, 1, -100])
+        >>> loss, _ = cross_entropy(logits=jnp.eye(3), labels=labels, reduction=each_token)
+        >>> [round(float(row), 4) for row in loss.total], loss.count.tolist()
+        ([0.5514, 0.5514, 1.0986], [1.0, 1.0, 0.0])
+    """
+    values, mask = jnp.asarray(values), jnp.asarray(mask)
+    dtype = jnp.result_type(float)
+    return Weighted(total=values.astype(dtype), count=mask.astype(dtype))
+
+
+def of_metrics(reduction: Reduction) -> Reduction:
+    """How an objective's metrics are reduced: means over tokens, unless nothing is."""
+    return each_token if reduction is each_token else token_mean
+
+
+def coefficients(reduction: Reduction, mask: jax.Array) -> jax.Array:
+    """The weight of each token in the total: a linear reduction is Σ coefficient·row, which its gradient tells."""
+    return jax.grad(lambda rows: reduction(rows, mask).total)(jnp.zeros_like(mask))
 
 
 def _masked(

@@ -4,15 +4,17 @@ import dataclasses
 import math
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from divax.divergences import divergence as frozen_pytree
+from divax.divergences.fused_linear import Implementation
 from divax.objectives.aggregation import TokenMean
 from divax.objectives.arguments import is_static
 from divax.objectives.distillation_rows import DistillationRows
-from divax.objectives.reduction import Reduction, token_mean
+from divax.objectives.hidden_rows import HiddenRows
+from divax.objectives.logit_rows import token_means
+from divax.objectives.reduction import Reduction
 from divax.objectives.sampled_labels import (
     SampleWeights,
     check_choice,
@@ -20,6 +22,7 @@ from divax.objectives.sampled_labels import (
     sampled_labels,
     to_weight,
 )
+from divax.objectives.token_objective import objective_from_hidden
 from divax.objectives.weighted import Weighted
 
 _STATIC = {"static": True}
@@ -108,11 +111,34 @@ class SampledDistillation:
         else:
             loss = cut * samples.gap * samples.student
         held = {"log_ratio": weight * samples.gap, "weight": weight}
-        metrics = {
-            name: token_mean(jax.lax.stop_gradient(value), samples.live)
-            for name, value in held.items()
-        }
-        return self.reduction(loss, samples.live), metrics
+        return self.reduction(loss, samples.live), token_means(held, samples.live, self.reduction)
+
+    @property
+    def by_token(self) -> bool:
+        """Unless a weight is that of the completion so far."""
+        return self.importance != "prefix"
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Always."""
+        return True
+
+    def reduced_by(self, reduction: Reduction, /) -> "SampledDistillation":
+        """The same with another reduction."""
+        return dataclasses.replace(self, reduction=reduction)
+
+    def from_hidden(
+        self,
+        rows: HiddenRows,
+        /,
+        *,
+        vocab_size: int | None = None,
+        implementation: Implementation | None = None,
+    ) -> tuple[Weighted, dict[str, Weighted]]:
+        """The same without all logits at once, if `by_token`; see `objective_from_hidden`."""
+        return objective_from_hidden(
+            self, rows, vocab_size=vocab_size, implementation=implementation
+        )
 
     def explain(self) -> str:
         """Whose gradient it is, on whose samples."""

@@ -6,16 +6,19 @@ from collections.abc import Callable
 import jax
 from jax.typing import ArrayLike
 
-from divax.divergences import ForwardKL, TopKCache
+from divax.divergences import AbstractDivergence, ForwardKL, TopKCache
 from divax.divergences import divergence as frozen_pytree
 from divax.divergences.fused_linear import Implementation
 from divax.objectives.arguments import is_static
 from divax.objectives.cross_entropy import cross_entropy
+from divax.objectives.cross_entropy_from_hidden import cross_entropy_from_hidden
 from divax.objectives.distillation import distillation
 from divax.objectives.distillation_from_hidden import distillation_from_hidden
 from divax.objectives.distillation_rows import DistillationRows
-from divax.objectives.hidden_logits import HiddenLogits
+from divax.objectives.hidden_logits import CombinedLogits, HiddenLogits
+from divax.objectives.hidden_rows import HiddenRows
 from divax.objectives.reduction import Reduction, token_mean
+from divax.objectives.token_objective import objective_from_hidden
 from divax.objectives.weighted import Weighted
 
 _FORWARD_KL = ForwardKL()
@@ -82,43 +85,56 @@ class TokenDistillation:
             reduction=self.reduction,
         )
 
+    @property
+    def by_token(self) -> bool:
+        """Whether the divergence is; a plain function may look at several rows, and is not."""
+        known = isinstance(self.divergence, AbstractDivergence)
+        return known or getattr(self.divergence, "by_token", False)
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Always."""
+        return True
+
+    def reduced_by(self, reduction: Reduction, /) -> "TokenDistillation":
+        """The same with another reduction."""
+        return dataclasses.replace(self, reduction=reduction)
+
     def from_hidden(
         self,
-        student: HiddenLogits,
-        teacher: HiddenLogits | TopKCache,
+        rows: HiddenRows,
+        /,
         *,
-        labels: ArrayLike,
-        mask: ArrayLike,
         vocab_size: int | None = None,
         implementation: Implementation | None = None,
     ) -> tuple[Weighted, dict[str, Weighted]]:
         """The same loss and metrics without all logits at once, by `distillation_from_hidden`.
 
         Args:
-            student: its states and its head.
-            teacher: likewise, or a cache.
-            labels: `[B, T]`.
-            mask: `[B, T]`.
+            rows: states and heads; the teacher may be a cache, or several.
             vocab_size: the tokenizer's size, if `self.vocab_size` does not say it.
             implementation: as in `divergences.fused_linear`.
 
         Returns:
             The loss and the metrics.
         """
-        cached = isinstance(teacher, TopKCache)
+        teacher, size = rows.teacher, self.vocab_size or vocab_size
+        if isinstance(teacher, CombinedLogits):
+            return objective_from_hidden(self, rows, vocab_size=size, implementation=implementation)
+        live = teacher if isinstance(teacher, HiddenLogits) else None
         return distillation_from_hidden(
-            student_hidden=student.hidden,
-            student_head=student.head,
-            teacher_hidden=None if cached else teacher.hidden,
-            teacher_head=None if cached else teacher.head,
-            teacher=teacher if cached else None,
-            labels=labels,
-            mask=mask,
+            student_hidden=rows.student.hidden,
+            student_head=rows.student.head,
+            teacher_hidden=None if live is None else live.hidden,
+            teacher_head=None if live is None else live.head,
+            teacher=teacher if isinstance(teacher, TopKCache) else None,
+            labels=rows.labels,
+            mask=rows.mask,
             divergence=self.divergence,
             temperature=self.temperature,
             distill_weight=self.distill_weight,
             scale_by_t2=self.scale_by_t2,
-            vocab_size=self.vocab_size or vocab_size,
+            vocab_size=size,
             reduction=self.reduction,
             implementation=implementation,
         )
@@ -173,6 +189,48 @@ class LabelCrossEntropy:
             mask=rows.mask,
             vocab_size=self.vocab_size,
             reduction=self.reduction,
+        )
+
+    @property
+    def by_token(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Never."""
+        return False
+
+    def reduced_by(self, reduction: Reduction, /) -> "LabelCrossEntropy":
+        """The same with another reduction."""
+        return dataclasses.replace(self, reduction=reduction)
+
+    def from_hidden(
+        self,
+        rows: HiddenRows,
+        /,
+        *,
+        vocab_size: int | None = None,
+        implementation: Implementation | None = None,
+    ) -> tuple[Weighted, dict[str, Weighted]]:
+        """The same loss and metrics without all logits at once, by `cross_entropy_from_hidden`.
+
+        Args:
+            rows: the student's states and head; no teacher's are read.
+            vocab_size: the tokenizer's size, if `self.vocab_size` does not say it.
+            implementation: as in `divergences.fused_linear`.
+
+        Returns:
+            The loss and the metrics.
+        """
+        return cross_entropy_from_hidden(
+            hidden=rows.student.hidden,
+            head=rows.student.head,
+            labels=rows.labels,
+            mask=rows.mask,
+            vocab_size=self.vocab_size or vocab_size,
+            reduction=self.reduction,
+            implementation=implementation,
         )
 
     def explain(self) -> str:

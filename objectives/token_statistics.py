@@ -21,7 +21,7 @@ from divax.divergences.linear_head import linear_logits
 from divax.divergences.token_walk import Operands, Plan
 from divax.divergences.walk_gradients import Walk, one_shot, two_phase
 from divax.objectives.arguments import as_labels, as_scalar, is_static, live_weights
-from divax.objectives.reduction import Reduction, token_mean
+from divax.objectives.reduction import Reduction, coefficients, token_mean
 from divax.objectives.token_form import TokenForm, TokenStatistics, statistics_of_logits
 from divax.objectives.weighted import Weighted
 
@@ -237,9 +237,7 @@ def token_loss_and_statistics(
         found = dense_outputs(plan, operands._replace(params=params))
         total = reduction(loss(found, flat).reshape(live.shape), live)
     else:
-        # A linear reduction is Σ coefficient·row, and its gradient at any rows is the coefficients.
-        coefficients = jax.grad(lambda rows: reduction(rows, live).total)(jnp.zeros_like(live))
-        sums, _, found = one_shot(walk, plan, operands, coefficients.reshape(-1))
+        sums, _, found = one_shot(walk, plan, operands, coefficients(reduction, live).reshape(-1))
         total = Weighted(sums, reduction(jnp.zeros_like(live), live).count)
     found = jax.lax.stop_gradient(found)
     own = jax.tree.map(lambda row: jnp.where(operands.live, row, 0).reshape(live.shape), found)
