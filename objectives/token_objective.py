@@ -114,6 +114,7 @@ def objective_from_hidden(
     sides = (*_teachers(rows, counts), _side(rows.student, "student", counts))
     wanted = vocab_size or getattr(objective, "vocab_size", None)
     size = common_vocabulary(sides, wanted)
+    _check_combined(combined, size)
     walk = chosen_walk(implementation, live.size, size, None)
     if walk is None:
         return objective(rows.dense(size))
@@ -146,6 +147,15 @@ def _tokens(whole: Any, combined: Any, arrays: Any, logits: tuple[jax.Array, ...
     losses, metrics = whole(arrays).reduced_by(each_token)(DistillationRows(*chunk))
     extras = {name: (one.total[0], one.count[0]) for name, one in metrics.items()}
     return losses.total[0], extras
+
+
+def _check_combined(combined: CombinedLogits | None, size: int) -> None:
+    if combined is not None and any(part.vocab_size != size for part in combined.parts):
+        found = ", ".join(str(part.vocab_size) for part in combined.parts)
+        raise ValueError(
+            f"several teachers are combined over all of their vocabularies, which must be the {size} tokens, got {found}:"
+            " cut their heads, or combine their logits"
+        )
 
 
 def _teachers(rows: HiddenRows, counts: jax.Array) -> list[LinearLogits]:

@@ -18,6 +18,7 @@ from divax.objectives import (
     TokenDistillation,
 )
 from divax.objectives.arguments import is_static
+from divax.objectives.token_objective import array_parts
 from divax.trainers.batch import Batch
 from divax.trainers.evaluation import comparison_sums, prediction_sums, summarise_tokens
 from divax.trainers.hidden_distillation import HiddenDistillation
@@ -79,11 +80,11 @@ def distillation(
         micro_batches: parts that a batch is split into; the update does not depend on it.
         mesh: a JAX mesh; see `divax.trainers.sharding`.
         vocab_size: the tokenizer's size, where a vocabulary is padded.
-        implementation: of a `TokenDistillation` between models that expose `hidden` and `head` (a
-            cache does as well as a teacher), and of `evaluate`: "fast" and "lean" as in
-            `divergences.fused_linear`, where no model's logits exist for all tokens at once;
-            "reference" computes them. Default: "reference" up to 4 million logits of a device.
-            Other objectives read all logits.
+        implementation: of objectives `by_token` (see `objectives.HiddenObjective`) of models that
+            expose `hidden` and `head` (a cache does as well as a teacher), and of `evaluate`: "fast"
+            and "lean" as in `divergences.fused_linear`, where no model's logits exist for all
+            tokens at once; "reference" computes them. Default: "reference" up to 4 million logits
+            of a device. Objectives of whole completions, or across tokens, read all logits.
 
     Returns:
         A `Trainer` on `Batch`es. `evaluate` gives the student's `perplexity`, `accuracy` and
@@ -113,9 +114,9 @@ def distillation(
     """
     _check(teacher, objective, samples)
     check_states(student, implementation, "student")
-    _check_implementation(implementation, objective)
-    arrays, whole = _parted(objective)
+    arrays, whole = array_parts(objective)
     unread = HiddenDistillation(student, vocab_size, mesh, implementation)
+    _check_implementation(unread, objective)
     engine = _Engine(unread, whole, optimizer, micro_batches)
     trainer = make_trainer(
         init_params=student.init,
@@ -173,13 +174,17 @@ class _Engine(NamedTuple):
 
     def loss(self, objective, params, drawn: Drawn, teacher):
         """Of states and heads where the objective can, else of all logits."""
-        unread = None
+        unread, batch = None, drawn.batch
         if self.hidden.serves(objective):
-            unread = self.hidden.unread(params, drawn.batch, teacher)
-        if unread is None or unread.teacher is None:
+            read = teacher if objective.reads_teacher else None
+            unread = self.hidden.unread(params, batch, read)
+            if unread is not None and unread.teacher is None and objective.reads_teacher:
+                unread = None
+        if unread is None:
             return objective(self.rows(params, drawn, teacher))
-        how = self.hidden.how(params, drawn.batch)
-        return self.hidden.loss(*_parted(objective), unread, drawn.batch, how)
+        return self.hidden.loss(
+            objective, unread, batch, self.hidden.how(params, batch), _ahead(drawn.sampler_logps)
+        )
 
     def rows(self, params, drawn: Drawn, teacher) -> DistillationRows:
         """What the objective reads of them."""
@@ -190,7 +195,7 @@ class _Engine(NamedTuple):
             teacher_logits=self.restricted(teacher(batch)),
             labels=labels,
             mask=mask,
-            sampler_logps=jnp.roll(drawn.sampler_logps, -1, axis=1),
+            sampler_logps=_ahead(drawn.sampler_logps),
             writers=drawn.writers,
         )
 
@@ -215,18 +220,9 @@ class _Engine(NamedTuple):
         return measured
 
 
-def _parted(objective: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
-    """The arrays of a value, and how to put it together again; everything else is a constant."""
-    leaves, structure = jax.tree.flatten(objective)
-    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)]
-
-    def whole(arrays):
-        filled = list(leaves)
-        for place, array in zip(places, arrays, strict=True):
-            filled[place] = array
-        return structure.unflatten(filled)
-
-    return [leaves[place] for place in places], whole
+def _ahead(of_tokens: jax.Array) -> jax.Array:
+    """What belongs to a token, where its prediction stands."""
+    return jnp.roll(of_tokens, -1, axis=1)
 
 
 def _check(teacher, objective, samples) -> None:
@@ -260,12 +256,16 @@ def _first(objective: Any) -> Any:
     return objective.at(jnp.zeros((), jnp.int32)) if scheduled else objective
 
 
-def _check_implementation(implementation: Any, objective: Any) -> None:
-    if implementation in ("fast", "lean") and not isinstance(_first(objective), TokenDistillation):
+def _check_implementation(hidden: HiddenDistillation, objective: Any) -> None:
+    if hidden.implementation in ("fast", "lean") and not hidden.serves(_first(objective)):
         raise ValueError(
-            f"implementation={implementation!r} is of a TokenDistillation, and"
-            f" {type(_first(objective)).__name__} reads all logits: leave it out"
+            f"implementation={hidden.implementation!r} is of objectives whose tokens know nothing of each other, and"
+            f" {_name(_first(objective))} reads all logits: leave it out"
         )
+
+
+def _name(objective: Any) -> str:
+    return getattr(objective, "__name__", type(objective).__name__)
 
 
 def _check_temperature(objective: Any, stored: float) -> None:

@@ -1,15 +1,23 @@
-"""Distillation and its measures from states and heads: no model's logits exist for all tokens at once."""
+"""A student's losses and measures from states and heads: no model's logits exist for all tokens at once."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from divax.divergences import AbstractDivergence, TopKCache
+from divax.divergences import TopKCache
 from divax.divergences.fused_linear import Implementation, make_plan
-from divax.objectives import HiddenLogits, TokenDistillation, Weighted
+from divax.objectives import (
+    CombinedLogits,
+    HiddenLogits,
+    HiddenObjective,
+    HiddenRows,
+    TokenDistillation,
+    Weighted,
+)
+from divax.objectives.hidden_rows import parted
+from divax.objectives.token_objective import array_parts
 from divax.trainers.batch import Batch
 from divax.trainers.evaluation import comparison_sums, prediction_sums
 from divax.trainers.examples import Examples
@@ -24,7 +32,7 @@ class Unread(NamedTuple):
 
     Attributes:
         student: states and head.
-        teacher: states and head, or a cache, or `None` where nothing is known of the batch.
+        teacher: states and head, several models' of them, or a cache; `None` where nothing is known of the batch, or asked.
 
     Example:
         >>> Unread._fields
@@ -32,22 +40,7 @@ class Unread(NamedTuple):
     """
 
     student: HiddenLogits
-    teacher: HiddenLogits | TopKCache | None
-
-    def rows_and_heads(self) -> tuple[Any, Any]:
-        """What has the rows as leading axis, and what every row shares."""
-        if isinstance(self.teacher, HiddenLogits):
-            return (self.student.hidden, self.teacher.hidden), (
-                self.student.head,
-                self.teacher.head,
-            )
-        return (self.student.hidden, self.teacher), (self.student.head, None)
-
-    @classmethod
-    def joined(cls, rows: Any, heads: Any) -> "Unread":
-        """The same again, of any of the rows."""
-        teacher = rows[1] if heads[1] is None else HiddenLogits(hidden=rows[1], head=heads[1])
-        return cls(HiddenLogits(hidden=rows[0], head=heads[0]), teacher)
+    teacher: HiddenLogits | CombinedLogits | TopKCache | None
 
 
 class HiddenDistillation(NamedTuple):
@@ -74,23 +67,30 @@ class HiddenDistillation(NamedTuple):
 
         A plain function as its divergence may look at several rows: it gets them in chunks only if somebody asked for that.
         """
-        if not isinstance(objective, TokenDistillation) or self.implementation == "reference":
+        if self.implementation == "reference":
             return False
-        return self.implementation is not None or isinstance(
-            objective.divergence, AbstractDivergence
-        )
+        asked = self.implementation is not None and isinstance(objective, TokenDistillation)
+        return asked or getattr(objective, "by_token", False)
 
-    def unread(self, params: Any, batch: Batch, teacher: AbstractTeacher) -> Unread | None:
+    def unread(self, params: Any, batch: Batch, teacher: AbstractTeacher | None) -> Unread | None:
         """Both models' states and heads; `None` where all logits are to be computed.
+
+        Args:
+            params: the student's.
+            batch: the tokens.
+            teacher: `None` if nobody reads it.
 
         Raises:
             ValueError: "fast" or "lean" was asked for, and the teacher has logits alone.
         """
         if self.how(params, batch) == "reference":
             return None
-        student, held = hidden_logits(self.student, params, batch), teacher.unread(batch)
+        student = hidden_logits(self.student, params, batch)
         assert student is not None
-        known = teacher(batch) if held is None else held
+        if teacher is None:
+            return Unread(student, None)
+        held = teacher.unread(batch)
+        known = teacher(batch) if held is None or self._padded(held) else held
         if not isinstance(known, jax.Array):
             return Unread(student, known)
         if self.implementation is not None:
@@ -100,6 +100,11 @@ class HiddenDistillation(NamedTuple):
             )
         return None
 
+    def _padded(self, held: Any) -> bool:
+        """Whether several teachers are to be combined over more than the tokenizer's ids."""
+        sizes = {part.vocab_size for part in held.parts} if isinstance(held, CombinedLogits) else ()
+        return self.vocab_size is not None and any(size != self.vocab_size for size in sizes)
+
     def how(self, params: Any, batch: Batch) -> Implementation:
         """By what was asked for, or the logits of a device."""
         return implementation_for(
@@ -108,57 +113,64 @@ class HiddenDistillation(NamedTuple):
 
     def loss(
         self,
-        arrays: list[Any],
-        whole: Callable[[list[Any]], TokenDistillation],
+        objective: HiddenObjective,
         unread: Unread,
         batch: Batch,
         how: Implementation,
+        sampler_logps: jax.Array | None = None,
     ) -> tuple[Weighted, dict[str, Weighted]]:
-        """The loss and metrics of the objective that `whole` makes of its arrays, each device's from its own rows."""
-        rows, heads = unread.rows_and_heads()
+        """The objective's loss and metrics, each device's from its own rows."""
+        rows, heads, joined = parted((unread, (*batch.targets(), sampler_logps)))
+        arrays, whole = array_parts(objective)
 
         def of_rows(rows, everywhere):
-            (states, labels, mask), (heads, arrays) = rows, everywhere
-            both = Unread.joined(states, heads)
-            assert both.teacher is not None
+            heads, arrays = everywhere
+            both, (labels, mask, sampler_logps) = joined(rows, heads)
             return whole(arrays).from_hidden(
-                both.student,
-                both.teacher,
-                labels=labels,
-                mask=mask,
+                HiddenRows(
+                    student=both.student,
+                    teacher=both.teacher,
+                    labels=labels,
+                    mask=mask,
+                    sampler_logps=sampler_logps,
+                ),
                 vocab_size=self.vocab_size,
                 implementation=how,
             )
 
-        return summed_over_devices(of_rows, self.mesh, (rows, *batch.targets()), (heads, arrays))
+        return summed_over_devices(of_rows, self.mesh, rows, (heads, arrays))
 
     def sums(self, unread: Unread, batch: Batch) -> dict[str, Any]:
         """The sums of an evaluation, from the logits of a chunk of tokens at a time."""
-        rows, heads = unread.rows_and_heads()
+        rows, heads, joined = parted((unread, batch.targets()))
 
-        by_chunk = lambda rows, heads: self._by_chunk(*rows, heads)  # noqa: E731
-        return summed_over_devices(by_chunk, self.mesh, (rows, *batch.targets()), heads)
+        def of_rows(rows, heads):
+            both, (labels, mask) = joined(rows, heads)
+            return self._by_chunk(both, labels, mask)
 
-    def _by_chunk(self, states, labels, mask, heads) -> dict[str, Any]:
-        size = Unread.joined(states, heads).student.vocab_size
+        return summed_over_devices(of_rows, self.mesh, rows, heads)
+
+    def _by_chunk(self, unread: Unread, labels: jax.Array, mask: jax.Array) -> dict[str, Any]:
+        size, shape = unread.student.vocab_size, labels.shape
         chunk = max(min(make_plan(None, None, size, None, None).chunk, labels.size), 1)
+        rows, heads, joined = parted((unread, (labels, mask)))
 
         def chunks(x):
-            x = x.reshape(-1, *x.shape[labels.ndim :])
+            x = x.reshape(-1, *x.shape[len(shape) :])
             padding = (0, -x.shape[0] % chunk)
             return jnp.pad(x, (padding, *((0, 0),) * (x.ndim - 1))).reshape(-1, chunk, *x.shape[1:])
 
         def of_chunk(rows):
-            states, labels, mask = rows
-            return self._measured(Unread.joined(states, heads), Examples(None, labels, mask=mask))
+            both, (labels, mask) = joined(rows, heads)
+            return self._measured(both, Examples(None, labels, mask=mask))
 
-        parts = jax.tree.map(chunks, (states, labels, mask))
+        parts = jax.tree.map(chunks, rows)
         return jax.tree.map(lambda x: jnp.sum(x, 0), jax.lax.map(of_chunk, parts))
 
     def _measured(self, unread: Unread, tokens: Examples) -> dict[str, Any]:
         student, held = unread.student.logits(), unread.teacher
         measured: dict[str, Any] = prediction_sums(student, tokens, self.vocab_size)
-        if isinstance(held, HiddenLogits):
+        if isinstance(held, HiddenLogits | CombinedLogits):
             held = held.logits()
             measured["teacher"] = prediction_sums(held, tokens, self.vocab_size)
         if held is not None:

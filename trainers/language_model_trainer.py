@@ -3,10 +3,12 @@
 import optax
 from jax.sharding import Mesh
 
-from divax import objectives
-from divax.objectives import token_mean
+from divax.divergences.fused_linear import Implementation
+from divax.objectives import DistillationRows, LabelCrossEntropy, token_mean
 from divax.objectives.reduction import Reduction
 from divax.trainers.evaluation import prediction_sums, summarise_tokens
+from divax.trainers.hidden_distillation import HiddenDistillation
+from divax.trainers.implementation import check_states
 from divax.trainers.model import Model, predict
 from divax.trainers.step import make_step
 from divax.trainers.trainer import Trainer, make_trainer
@@ -20,6 +22,7 @@ def language_model(
     mesh: Mesh | None = None,
     reduction: Reduction = token_mean,
     vocab_size: int | None = None,
+    implementation: Implementation | None = None,
 ) -> Trainer:
     """Trains a model to predict the next token, by cross-entropy (nats).
 
@@ -30,9 +33,16 @@ def language_model(
         mesh: a JAX mesh; see `divax.trainers.sharding`.
         reduction: tokens to a loss, of `divax.objectives`.
         vocab_size: the tokenizer's size, where the logits are padded.
+        implementation: of a model that exposes `hidden` and `head`, for the step and for `evaluate`:
+            "fast" and "lean" as in `divergences.fused_linear`, where the logits never exist for all
+            tokens at once; "reference" computes them. Default: "reference" up to 4 million logits
+            of a device.
 
     Returns:
         A `Trainer` on `Batch`es; `evaluate` gives `perplexity`, `accuracy` and `ece`.
+
+    Raises:
+        ValueError: "fast" or "lean", and the model exposes no states or no head.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -46,24 +56,29 @@ def language_model(
         >>> round(float(metrics["loss"]), 4), trainer.evaluate(state, [batch])["accuracy"]
         (1.3863, 1.0)
     """
+    check_states(model, implementation, "model")
+    hidden = HiddenDistillation(model, vocab_size, mesh, implementation)
+    objective = LabelCrossEntropy(vocab_size=vocab_size, reduction=reduction)
 
     def loss_fn(params, batch, key):
         del key
+        unread = hidden.unread(params, batch, None)
+        if unread is not None:
+            return hidden.loss(objective, unread, batch, hidden.how(params, batch))
         labels, mask = batch.targets()
-        return objectives.cross_entropy(
-            logits=predict(model, params, batch),
-            labels=labels,
-            mask=mask,
-            vocab_size=vocab_size,
-            reduction=reduction,
-        )
+        logits = predict(model, params, batch)
+        return objective(DistillationRows(logits, None, labels, mask))
+
+    def sums(state, batch):
+        unread = hidden.unread(state.params, batch, None)
+        if unread is not None:
+            return hidden.sums(unread, batch)
+        return prediction_sums(predict(model, state.params, batch), batch, vocab_size)
 
     return make_trainer(
         init_params=model.init,
         step=make_step(loss_fn, optimizer, micro_batches),
-        sums=lambda state, batch: prediction_sums(
-            predict(model, state.params, batch), batch, vocab_size
-        ),
+        sums=sums,
         summarise=summarise_tokens,
         optimizer=optimizer,
         mesh=mesh,

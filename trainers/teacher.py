@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from divax.divergences import TopKCache
-from divax.objectives import HiddenLogits
+from divax.objectives import CombinedLogits, HiddenLogits
 from divax.trainers.batch import Batch
 from divax.trainers.examples import Examples
 from divax.trainers.model import Model, hidden_logits, predict
@@ -34,8 +34,8 @@ class AbstractTeacher(abc.ABC):
     def __call__(self, batch: Any) -> jax.Array | TopKCache | None:
         """The logits on a batch; `None` where nothing is known of it."""
 
-    def unread(self, batch: Any) -> HiddenLogits | None:
-        """The same logits as states and a head, for losses that do without them; `None` where there are no such.
+    def unread(self, batch: Any) -> HiddenLogits | CombinedLogits | None:
+        """The same logits as states and heads, for losses that do without them; `None` where there are no such.
 
         Args:
             batch: as in a call.

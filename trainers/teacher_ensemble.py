@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from divax.objectives import mixture_of_teachers, product_of_teachers, teacher_weights
+from divax.objectives import (
+    CombinedLogits,
+    HiddenLogits,
+    mixture_of_teachers,
+    product_of_teachers,
+    teacher_weights,
+)
 from divax.trainers.batch import Batch
 from divax.trainers.examples import Examples
 from divax.trainers.teacher import AbstractTeacher
@@ -60,6 +66,16 @@ class EnsembleTeacher(AbstractTeacher):
     def __call__(self, batch: Batch | Examples) -> jax.Array:
         """The combined log-probabilities, `[B, T, V]`, or `[B, V]` of examples."""
         return _COMBINE[self.combine](_stacked(self.teachers, batch), self.weights)
+
+    def unread(self, batch: Batch | Examples) -> CombinedLogits | None:
+        """All teachers' states and heads, if each has them."""
+        parts = tuple(teacher.unread(batch) for teacher in self.teachers)
+        if not all(isinstance(part, HiddenLogits) for part in parts):
+            return None
+        count = len(parts)
+        weights = jnp.ones(count) if self.weights is None else jnp.asarray(self.weights)
+        everywhere = jnp.broadcast_to(weights, (*parts[0].hidden.shape[:-1], count))
+        return CombinedLogits(parts=parts, weights=everywhere, combine=_COMBINE[self.combine])
 
     def given(self, params: Any, opt_state: Any) -> "EnsembleTeacher":
         """All teachers as the student stands."""

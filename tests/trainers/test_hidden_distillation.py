@@ -13,7 +13,7 @@ from state_models import gap, states_model, temporary_bytes, text_batch
 
 from divax import divergences as dv
 from divax import trainers as tr
-from divax.objectives import LabelCrossEntropy, TokenDistillation, sequence_mean
+from divax.objectives import OfLogits, TokenDistillation, dist, sequence_mean
 
 V = 37
 MIXED = TokenDistillation(
@@ -145,11 +145,11 @@ def test_what_is_wrong_is_said():
     make = functools.partial(tr.distillation, teacher=live(), optimizer=optax.sgd(0.1))
     with pytest.raises(ValueError, match="give the student's Model a hidden and a head"):
         make(student=plain, implementation="fast")
-    with pytest.raises(ValueError, match="LabelCrossEntropy reads all logits"):
-        make(student=states_model(V, 4), objective=LabelCrossEntropy(), implementation="lean")
+    with pytest.raises(ValueError, match="OfLogits reads all logits"):
+        make(student=states_model(V, 4), objective=OfLogits(dist), implementation="lean")
     with pytest.raises(ValueError, match="'quick' is none of"):
         make(student=plain, implementation="quick")  # type: ignore[arg-type]
-    ensemble = tr.EnsembleTeacher((live(),))
+    ensemble = tr.LabelWeightedTeacher((live(), live()))
     whole = make(student=states_model(V, 4), teacher=ensemble, implementation="fast")
     with pytest.raises(ValueError, match="the teacher gives all of its logits"):
         whole.step(whole.init(jax.random.key(0)), text_batch(V))
