@@ -1,0 +1,117 @@
+"""Objectives of tokens by themselves are, from states and heads, what they are of logits."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from divax import divergences as dv
+from divax import objectives as ob
+
+B, T, V = 2, 4, 11
+LABELS = np.array([[3, 1, -100, 0], [10, 4, 2, -100]])
+MASK = np.array([[1.0, 0.5, 1.0, 0.0], [1.0, 1.0, 2.0, 1.0]])
+OBJECTIVES = {
+    "dkd": ob.OfLogits(functools.partial(ob.dkd, reduction=ob.sequence_mean)),
+    "nkd": ob.OfLogits(jax.tree_util.Partial(ob.nkd, non_target_weight=np.array(0.7))),
+    "mse": ob.OfLogits(ob.logit_mse),
+    "pld": ob.OfLogits(ob.pld),
+    "emo": ob.EarthMover(embeddings=np.random.default_rng(3).normal(size=(V, 3))),
+    "dpkd": ob.DirectPreferenceDistillation(),
+    "sampled": ob.SampledDistillation(
+        estimator="reinforce", importance="token", reduction=ob.ConstantSum(constant=5.0)
+    ),
+    "published": ob.distillm(compat="distillm"),
+    "ensemble": ob.TokenDistillation(divergence=dv.ReverseKL(), distill_weight=0.4),
+    "labels": ob.LabelCrossEntropy(reduction=ob.sequence_mean),
+}
+
+
+def rows_of(student, teachers, name):
+    """The states of a row that does not count are NaN; of the ensemble's teachers each row has its own weights."""
+    made = [ob.HiddenLogits(hidden=h, head=w) for h, w in (*teachers, student)]
+    combined = ob.CombinedLogits(
+        parts=tuple(made[:2]),
+        weights=jnp.asarray(np.random.default_rng(4).random((B, T, 2))),
+        combine=ob.mixture_of_teachers,
+    )
+    return ob.HiddenRows(
+        student=made[2],
+        teacher=combined if name == "ensemble" else made[0],
+        labels=jnp.asarray(LABELS),
+        mask=jnp.asarray(MASK),
+        sampler_logps=jnp.full((B, T), -2.0),
+    )
+
+
+def pair(shapes, seed):
+    rng = np.random.default_rng(seed)
+    return tuple(jnp.asarray(rng.normal(size=shape)) for shape in shapes)
+
+
+@pytest.mark.usefixtures("x64")
+def test_they_are_what_they_are_of_logits():
+    """Value, metrics and gradients by states and head, of chunks that overlap; the student's head is padded."""
+    student = pair([(B, T, 3), (3, V + 2)], 0)
+    teachers = [pair([(B, T, 5), (5, V)], seed) for seed in (1, 2)]
+
+    def total(of, name, student):
+        hidden, head = student
+        hidden = hidden.at[0, 3].set(jnp.nan) if of is fused else hidden
+        loss, metrics = of(rows_of((hidden, head), teachers, name), name)
+        return loss.total, (loss.count, metrics)
+
+    def fused(rows, name):
+        objective = OBJECTIVES[name]
+        assert objective.by_token
+        if name == "labels":
+            return ob.cross_entropy_from_hidden(
+                hidden=rows.student.hidden,
+                head=rows.student.head,
+                labels=rows.labels,
+                mask=rows.mask,
+                vocab_size=V,
+                reduction=objective.reduction,
+                chunk=3,
+                vocab_chunk=4,
+                implementation="lean",
+            )
+        return ob.objective_from_hidden(
+            objective, rows, vocab_size=V, chunk=3, implementation="fast"
+        )
+
+    def dense(rows, name):
+        return OBJECTIVES[name](rows.dense(V))
+
+    @jax.jit
+    def both(student):
+        return {
+            name: [
+                jax.value_and_grad(functools.partial(total, of, name), has_aux=True)(student)
+                for of in (fused, dense)
+            ]
+            for name in OBJECTIVES
+        }
+
+    for name, (found, expected) in both(student).items():
+        assert jax.tree.structure(found) == jax.tree.structure(expected)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+def test_who_is_by_token():
+    """Correlations across rows, weights of whole completions and unknown functions are not."""
+    assert not ob.OfLogits(ob.dist).by_token
+    assert not ob.SampledDistillation(importance="prefix").by_token
+    assert not ob.TokenDistillation(divergence=lambda t, s: jnp.sum(t - s, -1)).by_token
+    assert not ob.AsPublished(objective=ob.MiniLLM(), difference="").by_token
+    assert not ob.LabelCrossEntropy().reads_teacher
+
+
+def test_padded_teachers_are_not_combined():
+    teachers = [pair([(B, T, 5), (5, V)], seed) for seed in (1, 2)]
+    rows = rows_of(pair([(B, T, 3), (3, V)], 0), teachers, "ensemble")
+    with pytest.raises(ValueError, match="must be the 9 tokens, got 11, 11"):
+        ob.objective_from_hidden(ob.TokenDistillation(), rows, vocab_size=9)
