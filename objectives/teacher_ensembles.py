@@ -119,12 +119,19 @@ def teacher_weights(
     check_rows(ids, "labels", rows.shape[1:-1], "each teacher's logits")
     live = live_weights(ids.shape, ids, mask, "each teacher's logits")
     silent = silence_rows(rows, jnp.broadcast_to(live, rows.shape[:-1]))
-    costs = live[None] * cross_entropy_rows(silent, jnp.broadcast_to(ids, silent.shape[:-1]))
-    if rows.ndim == 4:
+    return weights_of_costs(
+        cross_entropy_rows(silent, jnp.broadcast_to(ids, silent.shape[:-1])), live
+    )
+
+
+def weights_of_costs(costs: jax.Array, live: jax.Array) -> jax.Array:
+    """`teacher_weights` of the labels' cross-entropies, `[M, B, T]` or `[M, B]`; `live` weighs the rows."""
+    costs = live[None] * costs
+    if costs.ndim == 3:
         costs = jnp.sum(costs, -1) / jnp.maximum(jnp.sum(live, -1), 1)[None]
-    if rows.shape[0] == 1:
+    if costs.shape[0] == 1:
         return jnp.ones_like(costs)
-    return (1 - jax.nn.softmax(costs, axis=0)) / (rows.shape[0] - 1)
+    return (1 - jax.nn.softmax(costs, axis=0)) / (costs.shape[0] - 1)
 
 
 def _checked(logits: ArrayLike, weights: ArrayLike | None) -> tuple[jax.Array, jax.Array]:

@@ -89,7 +89,7 @@ class HiddenDistillation(NamedTuple):
         assert student is not None
         if teacher is None:
             return Unread(student, None)
-        held = teacher.unread(batch)
+        held = teacher.unread(batch, self.mesh)
         known = teacher(batch) if held is None or self._padded(held) else held
         if not isinstance(known, jax.Array):
             return Unread(student, known)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from divax.divergences import TopKCache
 from divax.objectives import CombinedLogits, HiddenLogits
@@ -34,13 +35,14 @@ class AbstractTeacher(abc.ABC):
     def __call__(self, batch: Any) -> jax.Array | TopKCache | None:
         """The logits on a batch; `None` where nothing is known of it."""
 
-    def unread(self, batch: Any) -> HiddenLogits | CombinedLogits | None:
+    def unread(self, batch: Any, mesh: Mesh | None = None) -> HiddenLogits | CombinedLogits | None:
         """The same logits as states and heads, for losses that do without them; `None` where there are no such.
 
         Args:
             batch: as in a call.
+            mesh: over whose devices its rows are spread, for what is to be told from the logits already.
         """
-        del batch
+        del batch, mesh
         return None
 
     def given(self, params: Any, opt_state: Any) -> "AbstractTeacher":
@@ -95,8 +97,9 @@ class LiveTeacher(AbstractTeacher):
         """The model's logits on a batch, without a gradient; of two heads the main one's."""
         return jax.lax.stop_gradient(main_logits(predict(self.model, self.params, batch)))
 
-    def unread(self, batch: Batch | Examples) -> HiddenLogits | None:
+    def unread(self, batch: Batch | Examples, mesh: Mesh | None = None) -> HiddenLogits | None:
         """The model's states and head, without a gradient, if it exposes them."""
+        del mesh
         return jax.lax.stop_gradient(hidden_logits(self.model, self.params, batch))
 
     def as_writer(self, purpose: str) -> "LiveTeacher":

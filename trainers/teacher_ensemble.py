@@ -6,6 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from divax.objectives import (
     CombinedLogits,
@@ -13,9 +14,14 @@ from divax.objectives import (
     mixture_of_teachers,
     product_of_teachers,
     teacher_weights,
+    token_statistics,
 )
+from divax.objectives.arguments import live_weights
+from divax.objectives.hidden_rows import parted
+from divax.objectives.teacher_ensembles import weights_of_costs
 from divax.trainers.batch import Batch
 from divax.trainers.examples import Examples
+from divax.trainers.sharding import rows_over_devices
 from divax.trainers.teacher import AbstractTeacher
 
 #: The mixture is exact for the forward KL, the product for the reverse KL.
@@ -67,14 +73,13 @@ class EnsembleTeacher(AbstractTeacher):
         """The combined log-probabilities, `[B, T, V]`, or `[B, V]` of examples."""
         return _COMBINE[self.combine](_stacked(self.teachers, batch), self.weights)
 
-    def unread(self, batch: Batch | Examples) -> CombinedLogits | None:
+    def unread(self, batch: Batch | Examples, mesh: Mesh | None = None) -> CombinedLogits | None:
         """All teachers' states and heads, if each has them."""
-        parts = tuple(teacher.unread(batch) for teacher in self.teachers)
-        if not all(isinstance(part, HiddenLogits) for part in parts):
+        parts = _unread(self.teachers, batch, mesh)
+        if parts is None:
             return None
-        count = len(parts)
-        weights = jnp.ones(count) if self.weights is None else jnp.asarray(self.weights)
-        everywhere = jnp.broadcast_to(weights, (*parts[0].hidden.shape[:-1], count))
+        weights = jnp.ones(len(parts)) if self.weights is None else jnp.asarray(self.weights)
+        everywhere = jnp.broadcast_to(weights, (*parts[0].hidden.shape[:-1], len(parts)))
         return CombinedLogits(parts=parts, weights=everywhere, combine=_COMBINE[self.combine])
 
     def given(self, params: Any, opt_state: Any) -> "EnsembleTeacher":
@@ -120,10 +125,45 @@ class LabelWeightedTeacher(AbstractTeacher):
         labels, mask = batch.targets()
         return _COMBINE[self.combine](logits, teacher_weights(logits, labels, mask))
 
+    def unread(self, batch: Batch | Examples, mesh: Mesh | None = None) -> CombinedLogits | None:
+        """All teachers' states and heads, if each has them; their weights take one walk over each."""
+        parts = _unread(self.teachers, batch, mesh)
+        if parts is None:
+            return None
+        rows, heads, joined = parted((parts, batch.targets()))
+
+        def of_rows(rows, heads):
+            parts, (labels, mask) = joined(rows, heads)
+            live = live_weights(labels.shape, labels, mask, "each teacher's states")
+            known = jnp.where(live != 0, labels, -1)
+            costs = [
+                -token_statistics(hidden=part.hidden, head=part.head, labels=known).log_probs
+                for part in parts
+            ]
+            return weights_of_costs(jnp.stack(costs), live).T
+
+        return self._combined(parts, rows_over_devices(of_rows, mesh, rows, heads))
+
+    def _combined(self, parts: tuple[HiddenLogits, ...], weights: jax.Array) -> CombinedLogits:
+        """With weights `[B, M]`, the same for every token of a sample."""
+        lead = parts[0].hidden.shape[:-1]
+        samples = weights.reshape(lead[0], *(1,) * (len(lead) - 1), len(parts))
+        everywhere = jnp.broadcast_to(samples, (*lead, len(parts)))
+        return CombinedLogits(parts=parts, weights=everywhere, combine=_COMBINE[self.combine])
+
     def given(self, params: Any, opt_state: Any) -> "LabelWeightedTeacher":
         """All teachers as the student stands."""
         teachers = tuple(teacher.given(params, opt_state) for teacher in self.teachers)
         return dataclasses.replace(self, teachers=teachers)
+
+
+def _unread(
+    teachers: tuple[AbstractTeacher, ...], batch: Batch | Examples, mesh: Mesh | None
+) -> tuple[HiddenLogits, ...] | None:
+    """Of each, where all are single models that expose them."""
+    parts = [teacher.unread(batch, mesh) for teacher in teachers]
+    found = tuple(part for part in parts if isinstance(part, HiddenLogits))
+    return found if len(found) == len(parts) else None
 
 
 def _stacked(teachers: tuple[AbstractTeacher, ...], batch: Batch | Examples) -> jax.Array:

@@ -149,7 +149,8 @@ def test_what_is_wrong_is_said():
         make(student=states_model(V, 4), objective=OfLogits(dist), implementation="lean")
     with pytest.raises(ValueError, match="'quick' is none of"):
         make(student=plain, implementation="quick")  # type: ignore[arg-type]
-    ensemble = tr.LabelWeightedTeacher((live(), live()))
+    table = tr.FunctionTeacher(lambda _, batch: jnp.zeros((*batch.tokens.shape, V)))
+    ensemble = tr.EnsembleTeacher((live(), table))
     whole = make(student=states_model(V, 4), teacher=ensemble, implementation="fast")
     with pytest.raises(ValueError, match="the teacher gives all of its logits"):
         whole.step(whole.init(jax.random.key(0)), text_batch(V))

@@ -19,12 +19,15 @@ def language(how, model, mesh=None, **options):
     )
 
 
-def distilled(how, model, mesh=None, objective=None, **options):
+def two_teachers():
     live = [states_model(V, 6, seed=seed) for seed in (3, 4)]
-    teachers = tuple(tr.LiveTeacher(one, one.init(jax.random.key(0))) for one in live)
+    return tuple(tr.LiveTeacher(one, one.init(jax.random.key(0))) for one in live)
+
+
+def distilled(how, model, mesh=None, objective=None, **options):
     return tr.distillation(
         student=model,
-        teacher=tr.EnsembleTeacher(teachers, weights=np.array([1.0, 2.0])),
+        teacher=tr.EnsembleTeacher(two_teachers(), weights=np.array([1.0, 2.0])),
         objective=objective,
         optimizer=optax.sgd(0.3),
         implementation=how,
@@ -59,6 +62,15 @@ def test_a_step_is_that_of_all_logits(make, how, devices, options):
         return state.params, metrics, trainer.evaluate(state, [batch])
 
     assert gap(stepped(how), stepped("reference")) < 1e-9
+
+
+@pytest.mark.usefixtures("x64")
+def test_teachers_weighed_by_labels_combine_the_same():
+    """Each device weighs its own rows, by its own labels."""
+    teacher, mesh = tr.LabelWeightedTeacher(two_teachers()), jax.make_mesh((8,), ("data",))
+    batch = jax.tree.map(jnp.asarray, text_batch(V))
+    found = jax.jit(lambda batch: teacher.unread(batch, mesh).logits())(batch)
+    assert gap(found, jax.jit(lambda batch: teacher(batch))(batch)) < 1e-9
 
 
 @pytest.mark.parametrize("objective", [None, ob.DirectPreferenceDistillation()])
