@@ -27,7 +27,8 @@ with `DistillationRows` (each a `DistillationObjective`); `FROM_DATA`, `FROM_STU
 | | `emo`, `on_policy_distillation`; with the numbers of published code by `compat` |
 | what published code computes | `AsPublished` (an objective, and what is different), `WithTeacherEntropy`, `EveryPosition` |
 | a grown vocabulary | `expanded_teacher` (logits of any objective) of `new_tokens` (`NewTokens`) |
-| states and heads in the place of logits (`HiddenRows`) | each `HiddenObjective`; of your own function, `token_by_token` |
+| states and heads for logits (`HiddenRows`) | each `HiddenObjective`; your own function by `token_by_token` |
+| | of several teachers `CombinedLogits` |
 | several teachers | `mixture_of_teachers`, `product_of_teachers` (logits of any objective), `teacher_weights` per sample |
 
 Distillation of logits beyond one divergence:
