@@ -94,7 +94,7 @@ class DirectPreferenceDistillation:
         return self.reduction(self.loss.of_margin(beta * margin, beta), both.live), metrics
 
     @property
-    def by_token(self) -> bool:
+    def takes_hidden(self) -> bool:
         """Always."""
         return True
 

@@ -75,12 +75,17 @@ class DistillationRows:
         Raises:
             ValueError: nobody has drawn the labels.
         """
-        if self.sampler_logps is None:
-            raise ValueError(
-                f"{objective} weighs samples by what they were drawn with, and these rows are data: "
-                "train it on samples"
-            )
-        return self.sampler_logps
+        return drawn_labels(self.sampler_logps, objective)
+
+
+def drawn_labels(sampler_logps: jax.Array | None, objective: str) -> jax.Array:
+    """The labels' log-probs under whatever drew them, or one line that says that nobody has."""
+    if sampler_logps is None:
+        raise ValueError(
+            f"{objective} weighs samples by what they were drawn with, and these rows are data: "
+            "train it on samples"
+        )
+    return sampler_logps
 
 
 class DistillationObjective(Protocol):

@@ -73,7 +73,7 @@ class EarthMover:
         return self.reduction(balanced_with_likelihood(likelihood, distance), live), metrics
 
     @property
-    def by_token(self) -> bool:
+    def takes_hidden(self) -> bool:
         """Always."""
         return True
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from divax.divergences import TopKCache
 from divax.divergences import divergence as frozen_pytree
 from divax.divergences.fused_linear import Implementation
-from divax.objectives.distillation_rows import DistillationRows
+from divax.objectives.distillation_rows import DistillationRows, drawn_labels
 from divax.objectives.hidden_logits import CombinedLogits, HiddenLogits
 from divax.objectives.weighted import Weighted
 
@@ -24,6 +24,7 @@ class HiddenRows:
         labels: `[B, T]` int32, -100 where there is none.
         mask: `[B, T]` weights.
         sampler_logps: `[B, T]`, the labels' log-probs under whatever drew them; `None` where nobody has drawn them.
+        writers: `[B]` int32, who wrote each row, as in `DistillationRows`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -41,6 +42,7 @@ class HiddenRows:
     labels: jax.Array
     mask: jax.Array
     sampler_logps: jax.Array | None = None
+    writers: jax.Array | None = None
 
     def dense(self, vocab_size: int | None = None) -> DistillationRows:
         """The same with all logits, of the first `vocab_size` tokens if that is said."""
@@ -52,7 +54,19 @@ class HiddenRows:
             labels=self.labels,
             mask=self.mask,
             sampler_logps=self.sampler_logps,
+            writers=self.writers,
         )
+
+    def drawn(self, objective: str) -> jax.Array:
+        """`sampler_logps`, for an objective of samples.
+
+        Args:
+            objective: who needs them.
+
+        Raises:
+            ValueError: nobody has drawn the labels.
+        """
+        return drawn_labels(self.sampler_logps, objective)
 
 
 class HiddenObjective(Protocol):
@@ -61,13 +75,13 @@ class HiddenObjective(Protocol):
     Example:
         >>> from divax.objectives import HiddenObjective, TokenDistillation
         >>> objective: HiddenObjective = TokenDistillation()
-        >>> objective.by_token, objective.reads_teacher
+        >>> objective.takes_hidden, objective.reads_teacher
         (True, True)
     """
 
     @property
-    def by_token(self) -> bool:
-        """Whether each token's loss and metrics are of its own row alone; elsewise `from_hidden` is not called."""
+    def takes_hidden(self) -> bool:
+        """Whether `from_hidden` may be called, with the rows of each device by themselves."""
         ...
 
     @property

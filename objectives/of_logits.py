@@ -47,7 +47,7 @@ class OfLogits:
         )
 
     @property
-    def by_token(self) -> bool:
+    def takes_hidden(self) -> bool:
         """Whether the function is said to be `token_by_token`."""
         return getattr(_innermost(self.function), "by_token", False)
 
@@ -78,7 +78,7 @@ class OfLogits:
         vocab_size: int | None = None,
         implementation: Implementation | None = None,
     ) -> tuple[Weighted, dict[str, Weighted]]:
-        """The same without all logits at once, if `by_token`; see `objective_from_hidden`."""
+        """The same without all logits at once, if `takes_hidden`; see `objective_from_hidden`."""
         return objective_from_hidden(
             self, rows, vocab_size=vocab_size, implementation=implementation
         )

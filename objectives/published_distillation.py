@@ -45,9 +45,9 @@ class AsPublished:
         return self.objective(rows)
 
     @property
-    def by_token(self) -> bool:
+    def takes_hidden(self) -> bool:
         """The objective's."""
-        return getattr(self.objective, "by_token", False)
+        return getattr(self.objective, "takes_hidden", False)
 
     @property
     def reads_teacher(self) -> bool:
@@ -62,7 +62,7 @@ class AsPublished:
         vocab_size: int | None = None,
         implementation: Implementation | None = None,
     ) -> tuple[Weighted, dict[str, Weighted]]:
-        """The objective's, if `by_token`."""
+        """The objective's, if `takes_hidden`."""
         inner: HiddenObjective = self.objective  # type: ignore[assignment]
         return inner.from_hidden(rows, vocab_size=vocab_size, implementation=implementation)
 

@@ -114,7 +114,7 @@ class SampledDistillation:
         return self.reduction(loss, samples.live), token_means(held, samples.live, self.reduction)
 
     @property
-    def by_token(self) -> bool:
+    def takes_hidden(self) -> bool:
         """Unless a weight is that of the completion so far."""
         return self.importance != "prefix"
 
@@ -135,7 +135,7 @@ class SampledDistillation:
         vocab_size: int | None = None,
         implementation: Implementation | None = None,
     ) -> tuple[Weighted, dict[str, Weighted]]:
-        """The same without all logits at once, if `by_token`; see `objective_from_hidden`."""
+        """The same without all logits at once, if `takes_hidden`; see `objective_from_hidden`."""
         return objective_from_hidden(
             self, rows, vocab_size=vocab_size, implementation=implementation
         )

@@ -86,7 +86,7 @@ class TokenDistillation:
         )
 
     @property
-    def by_token(self) -> bool:
+    def takes_hidden(self) -> bool:
         """Whether the divergence is; a plain function may look at several rows, and is not."""
         known = isinstance(self.divergence, AbstractDivergence)
         return known or getattr(self.divergence, "by_token", False)
@@ -192,7 +192,7 @@ class LabelCrossEntropy:
         )
 
     @property
-    def by_token(self) -> bool:
+    def takes_hidden(self) -> bool:
         """Always."""
         return True
 

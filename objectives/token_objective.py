@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from divax.divergences.fused_linear import (
 )
 from divax.divergences.linear_head import LinearLogits, linear_logits
 from divax.divergences.token_walk import Operands
-from divax.divergences.walk_gradients import one_shot, weighted_sum
+from divax.divergences.walk_gradients import one_shot, two_phase, weighted_sum
 from divax.objectives.arguments import as_labels, live_weights
 from divax.objectives.distillation_rows import DistillationObjective, DistillationRows
 from divax.objectives.hidden_logits import CombinedLogits, HiddenLogits
@@ -47,7 +47,7 @@ def token_by_token(function: _Function) -> _Function:
         ... def squares(*, student_logits, teacher_logits, labels, mask, reduction=token_mean):
         ...     rows = jnp.sum((student_logits - teacher_logits) ** 2, -1)
         ...     return reduction(rows, mask), {}
-        >>> OfLogits(squares).by_token
+        >>> OfLogits(squares).takes_hidden
         True
     """
     vars(function)["by_token"] = True
@@ -107,26 +107,14 @@ def objective_from_hidden(
     Source: gradients in the forward pass of chunks: P. Hsu et al., "Liger Kernel: Efficient Triton Kernels for LLM
     Training", arXiv:2410.10989.
     """
-    lead = rows.labels.shape
-    live = live_weights(lead, as_labels(rows.labels), rows.mask, "hidden")
-    counts = live.reshape(-1) != 0
-    combined = rows.teacher if isinstance(rows.teacher, CombinedLogits) else None
-    sides = (*_teachers(rows, counts), _side(rows.student, "student", counts))
-    wanted = vocab_size or getattr(objective, "vocab_size", None)
-    size = common_vocabulary(sides, wanted)
-    _check_combined(combined, size)
-    walk = chosen_walk(implementation, live.size, size, None)
+    problem = _problem(rows, vocab_size or getattr(objective, "vocab_size", None))
+    live = problem.live
+    walk = chosen_walk(implementation, live.size, problem.vocab_size, None)
     if walk is None:
-        return objective(rows.dense(size))
-    known = (rows.labels, rows.mask, rows.sampler_logps)
-    cache = rows.teacher if isinstance(rows.teacher, TopKCache) else None
-    shares = None if combined is None else combined.weights
-    flat = jax.tree.map(
-        lambda x: jnp.asarray(x).reshape(-1, *x.shape[len(lead) :]), (known, cache, shares)
-    )
+        return objective(rows.dense(problem.vocab_size))
     arrays, whole = array_parts(objective)
-    plan = make_plan(functools.partial(_tokens, whole, combined), None, size, chunk, None)
-    operands = Operands(jax.lax.stop_gradient(arrays), sides, flat, counts)
+    of_chunk = functools.partial(_losses, whole)
+    plan, operands = problem.planned(of_chunk, jax.lax.stop_gradient(arrays), None, chunk)
     found = one_shot(walk, plan, operands, coefficients(objective.reduction, live).reshape(-1))
     loss = Weighted(found.total, objective.reduction(jnp.zeros_like(live), live).count)
     metrics = {
@@ -136,22 +124,122 @@ def objective_from_hidden(
     return loss, metrics
 
 
-def _tokens(whole: Any, combined: Any, arrays: Any, logits: tuple[jax.Array, ...], rows: Any):
-    """Losses and metrics of a chunk."""
-    (labels, mask, sampler_logps), cache, shares = rows
+def tokens_from_hidden(
+    function: Callable[..., Any],
+    rows: HiddenRows,
+    *,
+    per_token: Any = None,
+    vocab_size: int | None = None,
+    chunk: int | None = None,
+    implementation: Implementation | None = None,
+) -> Any:
+    """What a function finds of every token, to be used in any way: its gradients take a second walk over the tokens.
+
+    For objectives of whole completions, which are made of log-probs and divergences of their tokens.
+
+    Args:
+        function: of `DistillationRows` `[1, C]` without writers and of the same rows of `per_token`, to a pytree of `[1, C]`,
+            each token by itself; it closes over no arrays.
+        rows: states, heads, labels, mask.
+        per_token: a pytree of `[B, T]`, without gradient.
+        vocab_size: the tokenizer's size, where heads are padded.
+        chunk: tokens at a time; None chooses.
+        implementation: as in `objective_from_hidden`.
+
+    Returns:
+        The pytree of `[B, T]`, 0 where a token does not count.
+
+    Raises:
+        ValueError: shapes or vocabularies that do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divax.objectives import HiddenLogits, HiddenRows, tokens_from_hidden
+        >>> student = HiddenLogits(hidden=jnp.eye(3), head=jnp.eye(3))
+        >>> rows = HiddenRows(
+        ...     student=student, teacher=None, labels=jnp.array([0, 1, -100]), mask=jnp.ones(3)
+        ... )
+        >>> largest = lambda rows, _: rows.student_logits.max(-1)
+        >>> tokens_from_hidden(largest, rows, chunk=2, implementation="fast").tolist()
+        [1.0, 1.0, 0.0]
+    """
+    problem = _problem(rows, vocab_size)
+    live = problem.live
+    walk = chosen_walk(implementation, live.size, problem.vocab_size, None)
+    held = jax.lax.stop_gradient(per_token)
+    if walk is None:
+        found = function(rows.dense(problem.vocab_size), held)
+    else:
+        plan, operands = problem.planned(functools.partial(_found, function), (), held, chunk)
+        flat = two_phase(walk, plan, operands)
+        found = jax.tree.map(lambda x: x.reshape(live.shape), flat)
+    return jax.tree.map(lambda x: jnp.where(live != 0, x, 0), found)
+
+
+class _Problem(NamedTuple):
+    """Rows of states, checked.
+
+    Attributes:
+        rows: as they are.
+        live: weights `[B, T]`.
+        sides: teachers and student.
+        vocab_size: that all have.
+    """
+
+    rows: HiddenRows
+    live: jax.Array
+    sides: tuple[LinearLogits, ...]
+    vocab_size: int
+
+    def planned(self, of_chunk, arrays: Any, per_token: Any, chunk: int | None):
+        """A walk's plan and operands; `of_chunk` gets the arrays, the chunk's rows, and theirs of `per_token`."""
+        rows, axes = self.rows, self.live.ndim
+        combined = rows.teacher if isinstance(rows.teacher, CombinedLogits) else None
+        cache = rows.teacher if isinstance(rows.teacher, TopKCache) else None
+        shares = None if combined is None else combined.weights
+        held = (rows.labels, rows.mask, rows.sampler_logps), cache, shares, per_token
+        flat = jax.tree.map(lambda x: jnp.asarray(x).reshape(-1, *x.shape[axes:]), held)
+        of_logits = functools.partial(_of_logits, of_chunk, combined)
+        counts = self.live.reshape(-1) != 0
+        plan = make_plan(of_logits, None, self.vocab_size, chunk, None)
+        return plan, Operands(arrays, self.sides, flat, counts)
+
+
+def _problem(rows: HiddenRows, vocab_size: int | None) -> _Problem:
+    live = live_weights(rows.labels.shape, as_labels(rows.labels), rows.mask, "hidden")
+    counts = live.reshape(-1) != 0
+    sides = (*_teachers(rows, counts), _side(rows.student, "student", counts))
+    size = common_vocabulary(sides, vocab_size)
+    _check_combined(rows.teacher, size)
+    return _Problem(rows, live, sides, size)
+
+
+def _of_logits(of_chunk: Any, combined: Any, arrays: Any, logits: tuple[jax.Array, ...], held: Any):
+    """Of a chunk, as one row of tokens."""
+    known, cache, shares, per_token = held
     *teachers, student = logits
     teacher = cache if not teachers else teachers[0]
     if combined is not None:
         teacher = combined.of_parts(teachers, shares)
-    chunk = jax.tree.map(lambda x: x[None], (student, teacher, labels, mask, sampler_logps))
-    losses, metrics = whole(arrays).reduced_by(each_token)(DistillationRows(*chunk))
-    extras = {name: (one.total[0], one.count[0]) for name, one in metrics.items()}
-    return losses.total[0], extras
+    row = jax.tree.map(lambda x: x[None], (student, teacher, *known))
+    own = jax.tree.map(lambda x: x[None], per_token)
+    return jax.tree.map(lambda x: x[0], of_chunk(arrays, DistillationRows(*row), own))
 
 
-def _check_combined(combined: CombinedLogits | None, size: int) -> None:
-    if combined is not None and any(part.vocab_size != size for part in combined.parts):
-        found = ", ".join(str(part.vocab_size) for part in combined.parts)
+def _losses(whole: Any, arrays: Any, rows: DistillationRows, _: Any):
+    """Losses and metrics of its tokens."""
+    losses, metrics = whole(arrays).reduced_by(each_token)(rows)
+    return losses.total, {name: (one.total, one.count) for name, one in metrics.items()}
+
+
+def _found(function: Any, _: Any, rows: DistillationRows, per_token: Any):
+    """What a function finds of its tokens."""
+    return function(rows, per_token), None
+
+
+def _check_combined(teacher: Any, size: int) -> None:
+    if isinstance(teacher, CombinedLogits) and any(p.vocab_size != size for p in teacher.parts):
+        found = ", ".join(str(part.vocab_size) for part in teacher.parts)
         raise ValueError(
             f"several teachers are combined over all of their vocabularies, which must be the {size} tokens, got {found}:"
             " cut their heads, or combine their logits"

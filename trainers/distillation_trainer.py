@@ -80,7 +80,7 @@ def distillation(
         micro_batches: parts that a batch is split into; the update does not depend on it.
         mesh: a JAX mesh; see `divax.trainers.sharding`.
         vocab_size: the tokenizer's size, where a vocabulary is padded.
-        implementation: of objectives `by_token` (see `objectives.HiddenObjective`) of models that
+        implementation: of objectives that take it (`objectives.HiddenObjective`), of models that
             expose `hidden` and `head` (a cache does as well as a teacher), and of `evaluate`: "fast"
             and "lean" as in `divergences.fused_linear`, where no model's logits exist for all
             tokens at once; "reference" computes them. Default: "reference" up to 4 million logits

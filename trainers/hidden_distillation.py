@@ -70,7 +70,7 @@ class HiddenDistillation(NamedTuple):
         if self.implementation == "reference":
             return False
         asked = self.implementation is not None and isinstance(objective, TokenDistillation)
-        return asked or getattr(objective, "by_token", False)
+        return asked or getattr(objective, "takes_hidden", False)
 
     def unread(self, params: Any, batch: Batch, teacher: AbstractTeacher | None) -> Unread | None:
         """Both models' states and heads; `None` where all logits are to be computed.

@@ -18,7 +18,7 @@ OBJECTIVES = {
     "nkd": ob.OfLogits(jax.tree_util.Partial(ob.nkd, non_target_weight=np.array(0.7))),
     "mse": ob.OfLogits(ob.logit_mse),
     "pld": ob.OfLogits(ob.pld),
-    "emo": ob.EarthMover(embeddings=np.random.default_rng(3).normal(size=(V, 3))),
+    "emo": ob.EarthMover(embeddings=jnp.asarray(np.random.default_rng(3).normal(size=(V, 3)))),
     "dpkd": ob.DirectPreferenceDistillation(),
     "sampled": ob.SampledDistillation(
         estimator="reinforce", importance="token", reduction=ob.ConstantSum(constant=5.0)
@@ -65,7 +65,7 @@ def test_they_are_what_they_are_of_logits():
 
     def fused(rows, name):
         objective = OBJECTIVES[name]
-        assert objective.by_token
+        assert objective.takes_hidden
         if name == "labels":
             return ob.cross_entropy_from_hidden(
                 hidden=rows.student.hidden,
@@ -101,12 +101,12 @@ def test_they_are_what_they_are_of_logits():
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9, err_msg=name)
 
 
-def test_who_is_by_token():
+def test_who_takes_hidden_states():
     """Correlations across rows, weights of whole completions and unknown functions are not."""
-    assert not ob.OfLogits(ob.dist).by_token
-    assert not ob.SampledDistillation(importance="prefix").by_token
-    assert not ob.TokenDistillation(divergence=lambda t, s: jnp.sum(t - s, -1)).by_token
-    assert not ob.AsPublished(objective=ob.MiniLLM(), difference="").by_token
+    assert not ob.OfLogits(ob.dist).takes_hidden
+    assert not ob.SampledDistillation(importance="prefix").takes_hidden
+    assert not ob.TokenDistillation(divergence=lambda t, s: jnp.sum(t - s, -1)).takes_hidden
+    assert not ob.AsPublished(objective=ob.MiniLLM(), difference="").takes_hidden
     assert not ob.LabelCrossEntropy().reads_teacher
 
 
