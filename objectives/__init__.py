@@ -103,6 +103,7 @@ Policy gradients, from per-token log-probs `[B, T]` of sampled completions:
 | `token_statistics`, `TokenStatistics` | from hidden states: log-probs, entropies, divergences to a reference |
 | `token_loss` (of a `TokenLoss`) | a loss of these, token by token, its gradients in the same walk |
 | `token_loss_and_statistics` | both |
+| `tokens_from_hidden` | what a function finds of every token's logits of `HiddenRows`, to be used in any way |
 | `objective_from_hidden` | any objective of `HiddenRows` whose tokens know nothing of each other, the logits in chunks |
 | `align_causal`, `CausalTargets` | tokens to next-token labels and mask, packing included |
 
@@ -313,6 +314,7 @@ from divax.objectives.token_distillation import TokenDistillation as TokenDistil
 from divax.objectives.token_form import TokenStatistics as TokenStatistics
 from divax.objectives.token_objective import objective_from_hidden as objective_from_hidden
 from divax.objectives.token_objective import token_by_token as token_by_token
+from divax.objectives.token_objective import tokens_from_hidden as tokens_from_hidden
 from divax.objectives.token_risk import EntropicRisk as EntropicRisk
 from divax.objectives.token_risk import Risk as Risk
 from divax.objectives.token_risk import TailRisk as TailRisk

@@ -1,6 +1,8 @@
 """`ContrastiveDistillation`: skewed KLs whose direction depends on who wrote the completion (DistiLLM-2)."""
 
 import dataclasses
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +10,19 @@ from jax.typing import ArrayLike
 
 from divax.divergences import ForwardKL, SkewForwardKL, log_softmax
 from divax.divergences import divergence as frozen_pytree
+from divax.divergences.fused_linear import Implementation
 from divax.objectives.arguments import is_static
 from divax.objectives.distillation_rows import FROM_DATA, FROM_STUDENT, DistillationRows
+from divax.objectives.hidden_rows import HiddenRows
+from divax.objectives.logit_rows import LogitRows
 from divax.objectives.reduction import sequence_mean
-from divax.objectives.sampled_labels import SampledLabels, sampled_labels
+from divax.objectives.sampled_labels import (
+    SampledLabels,
+    live_labels,
+    sampled_labels,
+    sampled_logits,
+)
+from divax.objectives.token_objective import tokens_from_hidden
 from divax.objectives.weighted import Weighted
 
 _STATIC = {"static": True}
@@ -83,9 +94,15 @@ class ContrastiveDistillation:
         Raises:
             ValueError: no teacher, a cache of one, or shapes that do not fit.
         """
-        samples, by_student = self._read(rows)
+        both = sampled_logits(rows, "ContrastiveDistillation", self.vocab_size)
+        samples = sampled_labels(both)
+        by_student = _written_by_student(rows.writers, samples)
         skew = self._skews(samples, by_student)
-        divergence = self._divergence(samples, by_student, skew)
+        found = _divergences(self.detach_mixture, both, by_student[:, None], skew[:, None])
+        return self._of_tokens(samples, by_student, found)
+
+    def _of_tokens(self, samples: SampledLabels, by_student: jax.Array, divergence: jax.Array):
+        """Of the labels' log-probs, the writers, and each token's divergence."""
         b = jnp.asarray(self.student_weight).astype(divergence.dtype)
         weight = 2 * jnp.where(by_student, b, 2 - b)
         loss = sequence_mean(weight[:, None] * divergence, samples.live)
@@ -95,7 +112,7 @@ class ContrastiveDistillation:
         metrics = {
             "teacher_divergence": sequence_mean(held, taught),
             "student_divergence": sequence_mean(held, drawn),
-            **self.gaps(rows),
+            **_gaps(samples, by_student),
         }
         return loss, metrics
 
@@ -107,22 +124,9 @@ class ContrastiveDistillation:
         Raises:
             ValueError: as the loss.
         """
-        samples, by_student = self._read(rows)
-        gap, counts = _gap(samples, by_student), jnp.any(samples.live != 0, -1)
-
-        def mean(chosen):
-            chosen = (chosen & counts).astype(gap.dtype)
-            return Weighted(jnp.sum(chosen * gap), jnp.sum(chosen))
-
-        return {"teacher_gap": mean(~by_student), "student_gap": mean(by_student)}
-
-    def _read(self, rows: DistillationRows) -> tuple[SampledLabels, jax.Array]:
-        samples = sampled_labels(rows, "ContrastiveDistillation", self.vocab_size)
-        nobody = jnp.full(samples.live.shape[:1], FROM_DATA)
-        writers = nobody if rows.writers is None else jnp.asarray(rows.writers)
-        if writers.shape != nobody.shape:
-            raise ValueError(f"writers must be [B] = {nobody.shape}, got {writers.shape}")
-        return samples, writers == FROM_STUDENT
+        both = sampled_logits(rows, "ContrastiveDistillation", self.vocab_size)
+        samples = sampled_labels(both)
+        return _gaps(samples, _written_by_student(rows.writers, samples))
 
     def _skews(self, samples: SampledLabels, by_student: jax.Array) -> jax.Array:
         """The skew of each completion, `[B]`, no gradient."""
@@ -139,18 +143,43 @@ class ContrastiveDistillation:
             sides.append(base)
         return jax.lax.stop_gradient(jnp.where(by_student, sides[1], sides[0]))
 
-    def _divergence(self, samples: SampledLabels, by_student, skew) -> jax.Array:
-        """`[B, T]`: KL(x || a x + (1 - a) y), with x who wrote the completion and y the other."""
-        student, teacher = samples.student_logits, samples.teacher_logits
-        own = by_student[:, None, None]
-        writer, other = jnp.where(own, student, teacher), jnp.where(own, teacher, student)
-        if not self.detach_mixture:
-            return jax.vmap(lambda a, x, y: SkewForwardKL(skew=a)(x, y))(skew, writer, other)
-        a = skew[:, None, None]
-        held = jax.lax.stop_gradient(log_softmax(writer))
-        return _FORWARD_KL(
-            writer, jnp.logaddexp(jnp.log(a) + held, jnp.log1p(-a) + log_softmax(other))
+    @property
+    def takes_hidden(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Always."""
+        return True
+
+    def from_hidden(
+        self,
+        rows: HiddenRows,
+        /,
+        *,
+        vocab_size: int | None = None,
+        implementation: Implementation | None = None,
+    ) -> tuple[Weighted, dict[str, Weighted]]:
+        """The same without all logits at once, by `tokens_from_hidden`; skews by gaps take a walk more."""
+        walk = functools.partial(
+            tokens_from_hidden,
+            rows=rows,
+            vocab_size=vocab_size or self.vocab_size,
+            implementation=implementation,
         )
+        shape, live = rows.labels.shape, live_labels(rows)
+        nothing = SampledLabels(jnp.zeros_like(live), jnp.zeros_like(live), live)
+        by_student = _written_by_student(rows.writers, nothing)
+        samples = nothing
+        if self.teacher_gap is not None or self.student_gap is not None:
+            labels = walk(functools.partial(_labels, self.vocab_size))
+            samples = jax.lax.stop_gradient(labels)._replace(live=live)
+        skew = self._skews(samples, by_student)
+        each = tuple(jnp.broadcast_to(x[:, None], shape) for x in (by_student, skew))
+        of_tokens = functools.partial(_tokens, self.vocab_size, self.detach_mixture)
+        samples, divergence = walk(of_tokens, per_token=each)
+        return self._of_tokens(samples._replace(live=live), by_student, divergence)
 
     def explain(self) -> str:
         """Both terms, and what is held fixed."""
@@ -172,6 +201,50 @@ class ContrastiveDistillation:
 def _mixture(skew: ArrayLike, own: str, other: str) -> str:
     shares = (f"{skew:g}", f"{1 - skew:g}") if is_static(skew) else ("a", "(1 - a)")
     return f"{shares[0]} {own} + {shares[1]} {other}"
+
+
+def _labels(vocab_size: int | None, rows: DistillationRows, _: Any) -> SampledLabels:
+    return sampled_labels(sampled_logits(rows, "ContrastiveDistillation", vocab_size))
+
+
+def _tokens(vocab_size: int | None, detach: bool, rows: DistillationRows, each: Any):
+    """The labels' log-probs, and each token's divergence by its writer and skew."""
+    both = sampled_logits(rows, "ContrastiveDistillation", vocab_size)
+    return sampled_labels(both), _divergences(detach, both, *each)
+
+
+def _divergences(
+    detach: bool, both: LogitRows, by_student: jax.Array, skew: jax.Array
+) -> jax.Array:
+    """`[B, T]`: KL(x || a x + (1 - a) y), with x who wrote the completion and y the other; writers and a `[B, T or 1]`."""
+    own, student, teacher = by_student[..., None], both.student, both.teacher
+    writer, other = jnp.where(own, student, teacher), jnp.where(own, teacher, student)
+    if not detach:
+        of_rows = jax.vmap(lambda a, x, y: SkewForwardKL(skew=a)(x, y))
+        if skew.shape[-1] == 1:
+            return of_rows(skew[:, 0], writer, other)
+        return jax.vmap(of_rows)(skew, writer, other)
+    a, held = skew[..., None], jax.lax.stop_gradient(log_softmax(writer))
+    return _FORWARD_KL(writer, jnp.logaddexp(jnp.log(a) + held, jnp.log1p(-a) + log_softmax(other)))
+
+
+def _written_by_student(writers: jax.Array | None, samples: SampledLabels) -> jax.Array:
+    nobody = jnp.full(samples.live.shape[:1], FROM_DATA)
+    writers = nobody if writers is None else jnp.asarray(writers)
+    if writers.shape != nobody.shape:
+        raise ValueError(f"writers must be [B] = {nobody.shape}, got {writers.shape}")
+    return writers == FROM_STUDENT
+
+
+def _gaps(samples: SampledLabels, by_student: jax.Array) -> dict[str, Weighted]:
+    """Means of g over the completions of either."""
+    gap, counts = _gap(samples, by_student), jnp.any(samples.live != 0, -1)
+
+    def mean(chosen):
+        chosen = (chosen & counts).astype(gap.dtype)
+        return Weighted(jnp.sum(chosen * gap), jnp.sum(chosen))
+
+    return {"teacher_gap": mean(~by_student), "student_gap": mean(by_student)}
 
 
 def _gap(samples: SampledLabels, by_student: jax.Array) -> jax.Array:

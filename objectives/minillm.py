@@ -1,6 +1,7 @@
 """`MiniLLM`: the reverse KL of whole completions by policy gradient, exact unless it is asked not to be."""
 
 import dataclasses
+import functools
 import math
 from typing import Any, Literal
 
@@ -10,20 +11,25 @@ from jax.typing import ArrayLike
 
 from divax.divergences import ReverseKL
 from divax.divergences import divergence as frozen_pytree
+from divax.divergences.fused_linear import Implementation
 from divax.objectives.aggregation import ConstantSum, TokenMean
 from divax.objectives.arguments import is_static
 from divax.objectives.distillation_rows import DistillationRows
+from divax.objectives.hidden_rows import HiddenRows
 from divax.objectives.policy_surrogates import Clipped, Reinforce
 from divax.objectives.reduction import Reduction, token_mean
 from divax.objectives.sampled_labels import (
     SampledLabels,
     SampleWeights,
     check_choice,
+    live_labels,
     log_weights,
     sampled_labels,
+    sampled_logits,
     to_weight,
 )
 from divax.objectives.token_advantages import whiten
+from divax.objectives.token_objective import tokens_from_hidden
 from divax.objectives.weighted import Weighted
 
 _STATIC = {"static": True}
@@ -159,11 +165,14 @@ class MiniLLM:
         Raises:
             ValueError: no teacher or a cache of one, no `sampler_logps`, or shapes that do not fit.
         """
-        samples = sampled_labels(rows, "MiniLLM", self.vocab_size)
+        samples, single = _tokens(self.vocab_size, rows, None)
+        return self._of_tokens(samples, single, rows)
+
+    def _of_tokens(self, samples: SampledLabels, single: jax.Array, rows: Any):
+        """Of the labels' log-probs and the reverse KL of each token."""
         log_weight = log_weights(samples, rows, "MiniLLM", self.importance)
         credit = self._credit(samples, log_weight)
         loss = self._surrogate(samples, log_weight, credit)
-        single = _REVERSE_KL(samples.teacher_logits, samples.student_logits)
         if self.single_step:
             loss += self._before(samples, log_weight) * single
         metrics = {
@@ -211,6 +220,33 @@ class MiniLLM:
         shifted = jnp.concatenate([jnp.zeros_like(log_weight[:, :1]), log_weight[:, :-1]], -1)
         return to_weight(shifted)
 
+    @property
+    def takes_hidden(self) -> bool:
+        """Unless returns are whitened, over all devices' rows."""
+        return not self.whiten
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Always."""
+        return True
+
+    def from_hidden(
+        self,
+        rows: HiddenRows,
+        /,
+        *,
+        vocab_size: int | None = None,
+        implementation: Implementation | None = None,
+    ) -> tuple[Weighted, dict[str, Weighted]]:
+        """The same without all logits at once, by `tokens_from_hidden`, if `takes_hidden`."""
+        samples, single = tokens_from_hidden(
+            functools.partial(_tokens, self.vocab_size),
+            rows,
+            vocab_size=vocab_size or self.vocab_size,
+            implementation=implementation,
+        )
+        return self._of_tokens(samples._replace(live=live_labels(rows)), single, rows)
+
     def explain(self) -> str:
         """Whose gradient it is, and what keeps it from being exact."""
         aim = "KL(student || teacher) of whole completions"
@@ -224,6 +260,12 @@ class MiniLLM:
         if not found:
             return f"minimises {aim}: the expected gradient is exactly that. {need} {held}"
         return f"policy gradient of {aim}, but: {'; '.join(found)}. {need} {held}"
+
+
+def _tokens(vocab_size: int | None, rows: DistillationRows, _: Any):
+    """The labels' log-probs, and the reverse KL of each token's distribution."""
+    both = sampled_logits(rows, "MiniLLM", vocab_size)
+    return sampled_labels(both), _REVERSE_KL(both.teacher, both.student)
 
 
 def _later(rewards: jax.Array, counts: jax.Array, discount: jax.Array) -> jax.Array:

@@ -1,8 +1,9 @@
 """`SampledDistillation`: the reverse KL of tokens from one sampled token each, by estimators whose gradient it is."""
 
 import dataclasses
+import functools
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -16,13 +17,16 @@ from divax.objectives.hidden_rows import HiddenRows
 from divax.objectives.logit_rows import token_means
 from divax.objectives.reduction import Reduction
 from divax.objectives.sampled_labels import (
+    SampledLabels,
     SampleWeights,
     check_choice,
+    live_labels,
     log_weights,
     sampled_labels,
+    sampled_logits,
     to_weight,
 )
-from divax.objectives.token_objective import objective_from_hidden
+from divax.objectives.token_objective import objective_from_hidden, tokens_from_hidden
 from divax.objectives.weighted import Weighted
 
 _STATIC = {"static": True}
@@ -102,7 +106,10 @@ class SampledDistillation:
         Raises:
             ValueError: no teacher or a cache of one, no `sampler_logps` for weights, or shapes that do not fit.
         """
-        samples = sampled_labels(rows, "SampledDistillation", self.vocab_size)
+        return self._of_labels(_labels(self.vocab_size, rows, None), rows)
+
+    def _of_labels(self, samples: SampledLabels, rows: Any):
+        """Of the labels' log-probs."""
         log_weight = log_weights(samples, rows, "SampledDistillation", self.importance)
         weight = to_weight(log_weight)
         cut = jnp.minimum(weight, jnp.asarray(self.cap).astype(weight.dtype))
@@ -115,8 +122,8 @@ class SampledDistillation:
 
     @property
     def takes_hidden(self) -> bool:
-        """Unless a weight is that of the completion so far."""
-        return self.importance != "prefix"
+        """Always."""
+        return True
 
     @property
     def reads_teacher(self) -> bool:
@@ -135,7 +142,15 @@ class SampledDistillation:
         vocab_size: int | None = None,
         implementation: Implementation | None = None,
     ) -> tuple[Weighted, dict[str, Weighted]]:
-        """The same without all logits at once, if `takes_hidden`; see `objective_from_hidden`."""
+        """The same without all logits at once, in one walk, or with weights of prefixes in two."""
+        if self.importance == "prefix":
+            samples = tokens_from_hidden(
+                functools.partial(_labels, self.vocab_size),
+                rows,
+                vocab_size=vocab_size or self.vocab_size,
+                implementation=implementation,
+            )
+            return self._of_labels(samples._replace(live=live_labels(rows)), rows)
         return objective_from_hidden(
             self, rows, vocab_size=vocab_size, implementation=implementation
         )
@@ -158,3 +173,7 @@ class SampledDistillation:
         if not (is_static(self.cap) and self.cap == math.inf):
             text += f"; weights are cut at {self.cap}: biased where they exceed it"
         return text
+
+
+def _labels(vocab_size: int | None, rows: DistillationRows, _: Any) -> SampledLabels:
+    return sampled_labels(sampled_logits(rows, "SampledDistillation", vocab_size))

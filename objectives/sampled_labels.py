@@ -5,9 +5,11 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from divax.objectives.arguments import as_labels, live_weights
 from divax.objectives.cross_entropy import cross_entropy_rows
 from divax.objectives.distillation_rows import DistillationRows
-from divax.objectives.logit_rows import logit_rows
+from divax.objectives.hidden_rows import HiddenRows
+from divax.objectives.logit_rows import LogitRows, logit_rows
 from divax.objectives.policy_streams import bounded_exponent, held_tokens
 
 #: What the weight student/sampler of a sampled token is taken over: nothing, the token, the completion up to it.
@@ -21,15 +23,11 @@ class SampledLabels(NamedTuple):
     """Student and teacher on sampled tokens; zeros wherever a token does not count.
 
     Attributes:
-        student_logits: `[B, T, V]`, float32 or better; the gradient's only way.
-        teacher_logits: the same, without gradient.
         student: `[B, T]`, the labels' log-probs, with their gradient.
         teacher: `[B, T]`, without.
         live: `[B, T]`, weights.
     """
 
-    student_logits: jax.Array
-    teacher_logits: jax.Array
     student: jax.Array
     teacher: jax.Array
     live: jax.Array
@@ -40,7 +38,7 @@ class SampledLabels(NamedTuple):
         return jax.lax.stop_gradient(self.student) - self.teacher
 
 
-def sampled_labels(rows: DistillationRows, objective: str, vocab_size: int | None) -> SampledLabels:
+def sampled_logits(rows: DistillationRows, objective: str, vocab_size: int | None) -> LogitRows:
     """Both models on the labels of `rows`, silent where the mask is 0.
 
     Raises:
@@ -51,19 +49,28 @@ def sampled_labels(rows: DistillationRows, objective: str, vocab_size: int | Non
             f"{objective} is of completions: student_logits must be [B, T, V], got"
             f" {rows.student_logits.shape}; a single decision has T = 1"
         )
-    checked = logit_rows(
+    return logit_rows(
         rows.student_logits, rows.whole_teacher(objective), rows.labels, rows.mask, vocab_size
     )
-    live = checked.live != 0
+
+
+def sampled_labels(both: LogitRows) -> SampledLabels:
+    """The labels' log-probs."""
+    live = both.live != 0
     own, other = (
-        jnp.where(live, -cross_entropy_rows(logits, checked.labels), 0)
-        for logits in (checked.student, checked.teacher)
+        jnp.where(live, -cross_entropy_rows(logits, both.labels), 0)
+        for logits in (both.student, both.teacher)
     )
-    return SampledLabels(checked.student, checked.teacher, own, other, checked.live)
+    return SampledLabels(own, other, both.live)
+
+
+def live_labels(rows: HiddenRows) -> jax.Array:
+    """The weights of the rows' labels."""
+    return live_weights(rows.labels.shape, as_labels(rows.labels), rows.mask, "student_hidden")
 
 
 def log_weights(
-    samples: SampledLabels, rows: DistillationRows, objective: str, over: SampleWeights
+    samples: SampledLabels, rows: DistillationRows | HiddenRows, objective: str, over: SampleWeights
 ) -> jax.Array:
     """`log(student/sampler)` of each token, of the completion up to and including it, or 0; no gradient.
 

@@ -1,19 +1,23 @@
 """`SequenceMatch`: imitation of the data's occupancy of prefixes, with the logits as soft Q-values."""
 
 import dataclasses
-from typing import Literal
+import functools
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from divax.divergences import divergence as frozen_pytree
+from divax.divergences.fused_linear import Implementation
 from divax.objectives.aggregation import ConstantSum
 from divax.objectives.arguments import as_labels, is_static, live_weights, silence_rows
 from divax.objectives.distillation_rows import FROM_DATA, FROM_STUDENT, DistillationRows
+from divax.objectives.hidden_rows import HiddenRows
 from divax.objectives.logit_rows import floating_logits, is_label
 from divax.objectives.reduction import Reduction, token_mean
-from divax.objectives.sampled_labels import check_choice
+from divax.objectives.sampled_labels import check_choice, live_labels
+from divax.objectives.token_objective import tokens_from_hidden
 from divax.objectives.vocabulary import restrict_vocabulary
 from divax.objectives.weighted import Weighted
 
@@ -101,15 +105,18 @@ class SequenceMatch:
         Raises:
             ValueError: shapes that do not fit.
         """
-        logits, labels, live = self._read(rows)
-        counts = live != 0
-        dtype = logits.dtype
+        live = live_weights(
+            rows.student_logits.shape[:-1], as_labels(rows.labels), rows.mask, "student_logits"
+        )
+        return self._of_tokens(*_tokens(self.vocab_size, rows, None), live, rows.writers)
+
+    def _of_tokens(self, value, own, live, writers) -> tuple[Weighted, dict[str, Weighted]]:
+        """Of each token's log-sum of logits and its label's logit."""
+        counts, dtype = live != 0, value.dtype
         gamma, a = (jnp.asarray(x).astype(dtype) for x in (self.discount, self.entropy_weight))
-        value = jnp.where(counts, jax.nn.logsumexp(logits, -1), 0)
         following = _of_next(value, counts)
-        own = jnp.sum(jnp.where(is_label(logits, labels), logits, 0), -1)
         reward = jnp.where(counts, own - gamma * following, 0)
-        by_student = _written_by_student(rows, live)[:, None]
+        by_student = _written_by_student(writers, live)[:, None]
         start = 0.5 * (value - gamma * following)
         loss = start + jnp.where(by_student, self._on_student(reward, a), -self._phi(reward, a))
         seen = counts.astype(dtype)
@@ -121,18 +128,6 @@ class SequenceMatch:
             "value": token_mean(held["value"], live),
         }
         return self.reduction(weighted, live), metrics
-
-    def _read(self, rows: DistillationRows) -> tuple[jax.Array, jax.Array, jax.Array]:
-        logits = floating_logits(rows.student_logits, "student_logits")
-        if logits.ndim != 3:
-            raise ValueError(
-                f"SequenceMatch is of completions: student_logits must be [B, T, V], got {logits.shape}"
-            )
-        if self.vocab_size is not None:
-            logits = restrict_vocabulary(logits, self.vocab_size, "student_logits")
-        labels = as_labels(rows.labels)
-        live = live_weights(logits.shape[:-1], labels, rows.mask, "student_logits")
-        return silence_rows(logits, live), jnp.maximum(labels, 0), live
 
     def _phi(self, reward: jax.Array, a: jax.Array) -> jax.Array:
         """`phi(a x)/a` of the data's tokens."""
@@ -151,6 +146,33 @@ class SequenceMatch:
             return a * jnp.square(reward) / 8
         return jnp.zeros_like(reward)
 
+    @property
+    def takes_hidden(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Never."""
+        return False
+
+    def from_hidden(
+        self,
+        rows: HiddenRows,
+        /,
+        *,
+        vocab_size: int | None = None,
+        implementation: Implementation | None = None,
+    ) -> tuple[Weighted, dict[str, Weighted]]:
+        """The same without all logits at once, by `tokens_from_hidden`."""
+        value, own = tokens_from_hidden(
+            functools.partial(_tokens, self.vocab_size),
+            rows,
+            vocab_size=vocab_size or self.vocab_size,
+            implementation=implementation,
+        )
+        return self._of_tokens(value, own, live_labels(rows), rows.writers)
+
     def explain(self) -> str:
         """What it minimises."""
         a = f"{self.entropy_weight:g}" if is_static(self.entropy_weight) else "a"
@@ -162,6 +184,22 @@ class SequenceMatch:
             f"minimises D - {a} H, D = {what} of the occupancies of prefixes and tokens, discounted by {gamma}, H the"
             " student's entropy of what is to come; completions held fixed; logits as soft Q-values, the end worth 0"
         )
+
+
+def _tokens(vocab_size: int | None, rows: DistillationRows, _: Any) -> tuple[jax.Array, jax.Array]:
+    """The log-sum of each token's logits and its label's logit, 0 where it does not count."""
+    logits = floating_logits(rows.student_logits, "student_logits")
+    if logits.ndim != 3:
+        raise ValueError(
+            f"SequenceMatch is of completions: student_logits must be [B, T, V], got {logits.shape}"
+        )
+    if vocab_size is not None:
+        logits = restrict_vocabulary(logits, vocab_size, "student_logits")
+    labels = as_labels(rows.labels)
+    live = live_weights(logits.shape[:-1], labels, rows.mask, "student_logits")
+    logits, counts = silence_rows(logits, live), live != 0
+    own = jnp.where(is_label(logits, jnp.maximum(labels, 0)), logits, 0)
+    return jnp.where(counts, jax.nn.logsumexp(logits, -1), 0), jnp.sum(own, -1)
 
 
 def _of_next(value: jax.Array, counts: jax.Array) -> jax.Array:
@@ -177,9 +215,9 @@ def _of_next(value: jax.Array, counts: jax.Array) -> jax.Array:
     return following.T
 
 
-def _written_by_student(rows: DistillationRows, live: jax.Array) -> jax.Array:
+def _written_by_student(writers: jax.Array | None, live: jax.Array) -> jax.Array:
     nobody = jnp.full(live.shape[:1], FROM_DATA)
-    writers = nobody if rows.writers is None else jnp.asarray(rows.writers)
+    writers = nobody if writers is None else jnp.asarray(writers)
     if writers.shape != nobody.shape:
         raise ValueError(f"writers must be [B] = {nobody.shape}, got {writers.shape}")
     return writers == FROM_STUDENT

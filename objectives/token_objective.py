@@ -138,8 +138,8 @@ def tokens_from_hidden(
     For objectives of whole completions, which are made of log-probs and divergences of their tokens.
 
     Args:
-        function: of `DistillationRows` `[1, C]` without writers and of the same rows of `per_token`, to a pytree of `[1, C]`,
-            each token by itself; it closes over no arrays.
+        function: of `DistillationRows` `[1, C]` without writers and of the same rows of `per_token`, to a pytree of
+            `[1, C]`, each token by itself; it closes over no arrays.
         rows: states, heads, labels, mask.
         per_token: a pytree of `[B, T]`, without gradient.
         vocab_size: the tokenizer's size, where heads are padded.

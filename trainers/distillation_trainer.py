@@ -182,9 +182,8 @@ class _Engine(NamedTuple):
                 unread = None
         if unread is None:
             return objective(self.rows(params, drawn, teacher))
-        return self.hidden.loss(
-            objective, unread, batch, self.hidden.how(params, batch), _ahead(drawn.sampler_logps)
-        )
+        how, sampler_logps = self.hidden.how(params, batch), _ahead(drawn.sampler_logps)
+        return self.hidden.loss(objective, unread, batch, how, sampler_logps, drawn.writers)
 
     def rows(self, params, drawn: Drawn, teacher) -> DistillationRows:
         """What the objective reads of them."""

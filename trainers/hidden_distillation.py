@@ -118,14 +118,15 @@ class HiddenDistillation(NamedTuple):
         batch: Batch,
         how: Implementation,
         sampler_logps: jax.Array | None = None,
+        writers: jax.Array | None = None,
     ) -> tuple[Weighted, dict[str, Weighted]]:
         """The objective's loss and metrics, each device's from its own rows."""
-        rows, heads, joined = parted((unread, (*batch.targets(), sampler_logps)))
+        rows, heads, joined = parted((unread, (*batch.targets(), sampler_logps, writers)))
         arrays, whole = array_parts(objective)
 
         def of_rows(rows, everywhere):
             heads, arrays = everywhere
-            both, (labels, mask, sampler_logps) = joined(rows, heads)
+            both, (labels, mask, sampler_logps, writers) = joined(rows, heads)
             return whole(arrays).from_hidden(
                 HiddenRows(
                     student=both.student,
@@ -133,6 +134,7 @@ class HiddenDistillation(NamedTuple):
                     labels=labels,
                     mask=mask,
                     sampler_logps=sampler_logps,
+                    writers=writers,
                 ),
                 vocab_size=self.vocab_size,
                 implementation=how,

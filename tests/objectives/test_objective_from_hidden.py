@@ -25,8 +25,14 @@ OBJECTIVES = {
     ),
     "published": ob.distillm(compat="distillm"),
     "ensemble": ob.TokenDistillation(divergence=dv.ReverseKL(), distill_weight=0.4),
+    "prefix": ob.SampledDistillation(importance="prefix", cap=2.0),
+    "minillm": ob.MiniLLM(discount=0.9),
+    "match": ob.SequenceMatch(discount=0.9),
+    "contrastive": ob.ContrastiveDistillation(teacher_gap=0.02, student_gap=0.01),
     "labels": ob.LabelCrossEntropy(reduction=ob.sequence_mean),
 }
+
+OF_COMPLETIONS = ("prefix", "minillm", "match", "contrastive")
 
 
 def rows_of(student, teachers, name):
@@ -43,6 +49,7 @@ def rows_of(student, teachers, name):
         labels=jnp.asarray(LABELS),
         mask=jnp.asarray(MASK),
         sampler_logps=jnp.full((B, T), -2.0),
+        writers=jnp.array([1, 2]),
     )
 
 
@@ -78,6 +85,8 @@ def test_they_are_what_they_are_of_logits():
                 vocab_chunk=4,
                 implementation="lean",
             )
+        if name in OF_COMPLETIONS:
+            return objective.from_hidden(rows, vocab_size=V, implementation="fast")
         return ob.objective_from_hidden(
             objective, rows, vocab_size=V, chunk=3, implementation="fast"
         )
@@ -102,11 +111,10 @@ def test_they_are_what_they_are_of_logits():
 
 
 def test_who_takes_hidden_states():
-    """Correlations across rows, weights of whole completions and unknown functions are not."""
+    """Not correlations across rows, returns whitened over them, or unknown functions."""
     assert not ob.OfLogits(ob.dist).takes_hidden
-    assert not ob.SampledDistillation(importance="prefix").takes_hidden
     assert not ob.TokenDistillation(divergence=lambda t, s: jnp.sum(t - s, -1)).takes_hidden
-    assert not ob.AsPublished(objective=ob.MiniLLM(), difference="").takes_hidden
+    assert not ob.AsPublished(objective=ob.MiniLLM.published(), difference="").takes_hidden
     assert not ob.LabelCrossEntropy().reads_teacher
 
 
