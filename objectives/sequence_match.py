@@ -105,10 +105,9 @@ class SequenceMatch:
         Raises:
             ValueError: shapes that do not fit.
         """
-        live = live_weights(
-            rows.student_logits.shape[:-1], as_labels(rows.labels), rows.mask, "student_logits"
-        )
-        return self._of_tokens(*_tokens(self.vocab_size, rows, None), live, rows.writers)
+        value, own = _tokens(self.vocab_size, rows, None)
+        live = live_weights(value.shape, as_labels(rows.labels), rows.mask, "student_logits")
+        return self._of_tokens(value, own, live, rows.writers)
 
     def _of_tokens(self, value, own, live, writers) -> tuple[Weighted, dict[str, Weighted]]:
         """Of each token's log-sum of logits and its label's logit."""

@@ -84,7 +84,8 @@ def distillation(
             expose `hidden` and `head` (a cache does as well as a teacher), and of `evaluate`: "fast"
             and "lean" as in `divergences.fused_linear`, where no model's logits exist for all
             tokens at once; "reference" computes them. Default: "reference" up to 4 million logits
-            of a device. Objectives of whole completions, or across tokens, read all logits.
+            of a device. Objectives across completions, and functions not said to be
+            `objectives.token_by_token`, read all logits.
 
     Returns:
         A `Trainer` on `Batch`es. `evaluate` gives the student's `perplexity`, `accuracy` and
@@ -258,7 +259,7 @@ def _first(objective: Any) -> Any:
 def _check_implementation(hidden: HiddenDistillation, objective: Any) -> None:
     if hidden.implementation in ("fast", "lean") and not hidden.serves(_first(objective)):
         raise ValueError(
-            f"implementation={hidden.implementation!r} is of objectives whose tokens know nothing of each other, and"
+            f"implementation={hidden.implementation!r} is of objectives that take states and heads, and"
             f" {_name(_first(objective))} reads all logits: leave it out"
         )
 

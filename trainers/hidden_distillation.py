@@ -63,7 +63,7 @@ class HiddenDistillation(NamedTuple):
     implementation: Implementation | None
 
     def serves(self, objective: Any) -> bool:
-        """Whether the objective is one of tokens by themselves.
+        """Whether the objective takes states and heads.
 
         A plain function as its divergence may look at several rows: it gets them in chunks only if somebody asked for that.
         """
