@@ -9,6 +9,7 @@ from divax.divergences.alpha import Alpha
 from divax.divergences.base import AbstractDivergence, InfiniteAt, check_range, divergence
 from divax.divergences.clipped_alpha import ClippedAlpha
 from divax.divergences.numerics import Scalar
+from divax.divergences.row_values import row_values
 
 
 @divergence
@@ -49,7 +50,8 @@ class AdaptiveAlpha(AbstractDivergence):
         if self.clip is not None:
             check_range(self, "clip", 1, float("inf"), ends="open")
 
-    def _both(self) -> tuple[AbstractDivergence, AbstractDivergence]:
+    def both(self) -> tuple[AbstractDivergence, AbstractDivergence]:
+        """The divergences of `alpha_min` and `alpha_max`."""
         if self.clip is None:
             return Alpha(alpha=self.alpha_min), Alpha(alpha=self.alpha_max)
         return (
@@ -59,13 +61,12 @@ class AdaptiveAlpha(AbstractDivergence):
 
     def rows(self, target: jax.Array, model: jax.Array) -> jax.Array:
         """The larger of the two rows."""
-        low, high = (div.rows(target, model) for div in self._both())
-        return jnp.where(low > high, low, high)
+        return row_values(_rows, self, target, model)
 
     @property
     def infinite_at(self) -> InfiniteAt:
         """Where either is."""
-        first, second = (div.infinite_at for div in self._both())
+        first, second = (div.infinite_at for div in self.both())
         return InfiniteAt(
             first.target_zero | second.target_zero, first.model_zero | second.model_zero
         )
@@ -73,3 +74,8 @@ class AdaptiveAlpha(AbstractDivergence):
     def normalized(self) -> AbstractDivergence:
         """Itself: both have curvature 1."""
         return self
+
+
+def _rows(div: AdaptiveAlpha, target: jax.Array, model: jax.Array) -> jax.Array:
+    low, high = (part.rows(target, model) for part in div.both())
+    return jnp.where(low > high, low, high)

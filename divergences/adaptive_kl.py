@@ -13,6 +13,7 @@ from divax.divergences.base import AbstractDivergence, InfiniteAt, check_range, 
 from divax.divergences.head_mask import head_mask
 from divax.divergences.kl import ForwardKL, ReverseKL
 from divax.divergences.numerics import Scalar
+from divax.divergences.row_values import row_values
 from divax.divergences.rows import log_softmax
 
 
@@ -56,9 +57,7 @@ class AdaptiveKL(AbstractDivergence):
 
     def rows(self, target: jax.Array, model: jax.Array) -> jax.Array:
         """Both KLs, weighted."""
-        share = jax.lax.stop_gradient(self.head_share(target, model))
-        forward, reverse = ForwardKL().rows(target, model), ReverseKL().rows(target, model)
-        return _weighted(share, forward) + _weighted(1 - share, reverse)
+        return row_values(_rows, self, target, model)
 
     def head_share(self, target: jax.Array, model: jax.Array) -> jax.Array:
         """W `[...]` from logits `[..., V]`: the head's share of Σ |p − q|, ½ for equal rows."""
@@ -76,6 +75,12 @@ class AdaptiveKL(AbstractDivergence):
     def normalized(self) -> AbstractDivergence:
         """Itself: both KLs have curvature 1."""
         return self
+
+
+def _rows(div: AdaptiveKL, target: jax.Array, model: jax.Array) -> jax.Array:
+    share = jax.lax.stop_gradient(div.head_share(target, model))
+    forward, reverse = ForwardKL().rows(target, model), ReverseKL().rows(target, model)
+    return _weighted(share, forward) + _weighted(1 - share, reverse)
 
 
 def _weighted(weight: jax.Array, value: jax.Array) -> jax.Array:

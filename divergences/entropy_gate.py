@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from divax.divergences.base import AbstractDivergence, InfiniteAt, check_range, divergence
 from divax.divergences.kl import ForwardKL, ReverseKL
 from divax.divergences.numerics import Scalar
+from divax.divergences.row_values import row_values
 from divax.divergences.row_wise import scaled
 from divax.divergences.rows import log_softmax
 
@@ -59,11 +60,7 @@ class EntropyGatedKL(AbstractDivergence):
 
     def rows(self, target: jax.Array, model: jax.Array) -> jax.Array:
         """Both KLs, weighted by the gate."""
-        gap = jax.lax.stop_gradient(entropy(target) - entropy(model))
-        forward, reverse = ForwardKL().rows(target, model), ReverseKL().rows(target, model)
-        return scaled(jnp.where(gap > 0, self.emphasis, 1), forward) + scaled(
-            jnp.where(gap < 0, self.emphasis, 1), reverse
-        )
+        return row_values(_rows, self, target, model)
 
     @property
     def infinite_at(self) -> InfiniteAt:
@@ -77,3 +74,11 @@ class EntropyGatedKL(AbstractDivergence):
     def normalized(self) -> AbstractDivergence:
         """Divided by 1 + ν, the sum of both weights."""
         return (1 / (1 + self.emphasis)) * self
+
+
+def _rows(div: EntropyGatedKL, target: jax.Array, model: jax.Array) -> jax.Array:
+    gap = jax.lax.stop_gradient(entropy(target) - entropy(model))
+    forward, reverse = ForwardKL().rows(target, model), ReverseKL().rows(target, model)
+    return scaled(jnp.where(gap > 0, div.emphasis, 1), forward) + scaled(
+        jnp.where(gap < 0, div.emphasis, 1), reverse
+    )

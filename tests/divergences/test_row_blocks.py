@@ -11,6 +11,7 @@ from divax.divergences import row_blocks
 MEMBERS = [
     0.7 * dv.ForwardKL() + 0.3 * dv.TotalVariation(),
     dv.Renyi(order=0.5),
+    dv.EntropyGatedKL(),  # of no closed form, like AdaptiveKL and AdaptiveAlpha
 ]
 RNG = np.random.default_rng(3)
 TARGET = RNG.normal(0, 2, (2, 6, 5))
@@ -69,7 +70,7 @@ def test_no_temporaries():
     """Six arrays of a block's size, and none of all the rows', for the value with its gradient."""
     rows, vocabulary = 1024, 4096
     logits = jax.ShapeDtypeStruct((rows, vocabulary), jnp.float32)
-    for div in (dv.ForwardKL(), dv.JensenShannon()):
+    for div in (dv.ForwardKL(), dv.JensenShannon(), dv.EntropyGatedKL()):
         both = jax.jit(jax.value_and_grad(lambda s, t, div=div: jnp.mean(div(t, s))))
         memory = both.lower(logits, logits).compile().memory_analysis()
         assert memory is not None
