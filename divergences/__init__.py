@@ -46,8 +46,9 @@ Proof: `check_divergence` tries any divergence, yours too, on every law in `LAWS
 holds gives a `Verdict`, what does not raises `BrokenLaw`, naming the law and the inputs that broke it.
 
 What a new member states: `AbstractDivergence` (`InfiniteAt`), `AbstractTokenDivergence` (if it tells tokens apart),
-`AbstractRowDivergence` (its value and slopes) or `AbstractFDivergence` (`Limits`, on a `Pair`), with the decorator
-`divergence`; `log_softmax` is the normalisation that survives impossible tokens.
+`AbstractRowDivergence` (its value and slopes), `AbstractRowMixture` (f-divergences and their weights) or
+`AbstractFDivergence` (`Limits`, on a `Pair`), with the decorator `divergence`;
+`log_softmax` is the normalisation that survives impossible tokens.
 """
 
 from divax.divergences.adaptive_alpha import AdaptiveAlpha as AdaptiveAlpha
@@ -157,6 +158,7 @@ from divax.divergences.ordered import Cramer as Cramer
 from divax.divergences.ordered import Wasserstein1 as Wasserstein1
 from divax.divergences.renyi import Bhattacharyya as Bhattacharyya
 from divax.divergences.renyi import Renyi as Renyi
+from divax.divergences.row_mixture import AbstractRowMixture as AbstractRowMixture
 from divax.divergences.row_wise import AbstractRowDivergence as AbstractRowDivergence
 from divax.divergences.rows import Pair as Pair
 from divax.divergences.rows import log_softmax as log_softmax

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
-import jax.numpy as jnp
 
 from divax.divergences.alpha import Alpha
 from divax.divergences.base import AbstractDivergence, InfiniteAt, check_range, divergence
 from divax.divergences.clipped_alpha import ClippedAlpha
+from divax.divergences.f_divergence import AbstractFDivergence
 from divax.divergences.numerics import Scalar
-from divax.divergences.row_values import row_values
+from divax.divergences.row_mixture import AbstractRowMixture
 
 
 @divergence
-class AdaptiveAlpha(AbstractDivergence):
+class AdaptiveAlpha(AbstractRowMixture):
     """max(D_α−, D_α+) per row: the α-divergence that is the worse of two, one mode seeking, one mode covering.
 
     The gradient is that of the larger one, hence of the value. `clip` is AlphaNet's bound on the importance weight (p/q)^α,
@@ -50,8 +52,9 @@ class AdaptiveAlpha(AbstractDivergence):
         if self.clip is not None:
             check_range(self, "clip", 1, float("inf"), ends="open")
 
-    def both(self) -> tuple[AbstractDivergence, AbstractDivergence]:
-        """The divergences of `alpha_min` and `alpha_max`."""
+    @property
+    def components(self) -> tuple[AbstractFDivergence, ...]:
+        """The divergences of `alpha_min` and of `alpha_max`."""
         if self.clip is None:
             return Alpha(alpha=self.alpha_min), Alpha(alpha=self.alpha_max)
         return (
@@ -59,14 +62,17 @@ class AdaptiveAlpha(AbstractDivergence):
             ClippedAlpha(alpha=self.alpha_max, clip=self.clip),
         )
 
-    def rows(self, target: jax.Array, model: jax.Array) -> jax.Array:
-        """The larger of the two rows."""
-        return row_values(_rows, self, target, model)
+    def row_weights(
+        self, target: jax.Array, model: jax.Array, values: Sequence[jax.Array]
+    ) -> tuple[jax.Array, ...]:
+        """1 for the larger one, 0 for the other."""
+        low, high = values
+        return low > high, ~(low > high)
 
     @property
     def infinite_at(self) -> InfiniteAt:
         """Where either is."""
-        first, second = (div.infinite_at for div in self.both())
+        first, second = (div.infinite_at for div in self.components)
         return InfiniteAt(
             first.target_zero | second.target_zero, first.model_zero | second.model_zero
         )
@@ -74,8 +80,3 @@ class AdaptiveAlpha(AbstractDivergence):
     def normalized(self) -> AbstractDivergence:
         """Itself: both have curvature 1."""
         return self
-
-
-def _rows(div: AdaptiveAlpha, target: jax.Array, model: jax.Array) -> jax.Array:
-    low, high = (part.rows(target, model) for part in div.both())
-    return jnp.where(low > high, low, high)

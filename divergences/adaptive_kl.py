@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
 from divax.divergences.base import AbstractDivergence, InfiniteAt, check_range, divergence
+from divax.divergences.f_divergence import AbstractFDivergence
 from divax.divergences.head_mask import head_mask
 from divax.divergences.kl import ForwardKL, ReverseKL
 from divax.divergences.numerics import Scalar
-from divax.divergences.row_values import row_values
+from divax.divergences.row_mixture import AbstractRowMixture
 from divax.divergences.rows import log_softmax
 
 
 @divergence
-class AdaptiveKL(AbstractDivergence):
+class AdaptiveKL(AbstractRowMixture):
     """Adaptive KL (AKL), w·KL(p‖q) + (1 − w)·KL(q‖p) with w = Σ_head |p − q| / Σ |p − q|.
 
     The head is the smallest set of the target's likeliest tokens whose mass reaches `head_mass`; each row has its own w,
@@ -55,9 +56,17 @@ class AdaptiveKL(AbstractDivergence):
         if self.compat not in (None, "reference"):
             raise ValueError(f"AdaptiveKL: compat={self.compat!r} is neither None nor 'reference'")
 
-    def rows(self, target: jax.Array, model: jax.Array) -> jax.Array:
-        """Both KLs, weighted."""
-        return row_values(_rows, self, target, model)
+    @property
+    def components(self) -> tuple[AbstractFDivergence, ...]:
+        """Both KLs."""
+        return ForwardKL(), ReverseKL()
+
+    def row_weights(
+        self, target: jax.Array, model: jax.Array, values: Sequence[jax.Array]
+    ) -> tuple[jax.Array, ...]:
+        """W and 1 − w."""
+        share = self.head_share(target, model)
+        return share, 1 - share
 
     def head_share(self, target: jax.Array, model: jax.Array) -> jax.Array:
         """W `[...]` from logits `[..., V]`: the head's share of Σ |p − q|, ½ for equal rows."""
@@ -75,13 +84,3 @@ class AdaptiveKL(AbstractDivergence):
     def normalized(self) -> AbstractDivergence:
         """Itself: both KLs have curvature 1."""
         return self
-
-
-def _rows(div: AdaptiveKL, target: jax.Array, model: jax.Array) -> jax.Array:
-    share = jax.lax.stop_gradient(div.head_share(target, model))
-    forward, reverse = ForwardKL().rows(target, model), ReverseKL().rows(target, model)
-    return _weighted(share, forward) + _weighted(1 - share, reverse)
-
-
-def _weighted(weight: jax.Array, value: jax.Array) -> jax.Array:
-    return weight * jnp.where(weight > 0, value, 0)

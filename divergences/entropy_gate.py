@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from divax.divergences.base import AbstractDivergence, InfiniteAt, check_range, divergence
+from divax.divergences.f_divergence import AbstractFDivergence
 from divax.divergences.kl import ForwardKL, ReverseKL
 from divax.divergences.numerics import Scalar
-from divax.divergences.row_values import row_values
-from divax.divergences.row_wise import scaled
+from divax.divergences.row_mixture import AbstractRowMixture
 from divax.divergences.rows import log_softmax
 
 
@@ -29,7 +30,7 @@ def entropy(logits: jax.Array) -> jax.Array:
 
 
 @divergence
-class EntropyGatedKL(AbstractDivergence):
+class EntropyGatedKL(AbstractRowMixture):
     """BD-KD's student loss, w_F·KL(p‖q) + w_R·KL(q‖p): w_F = ν where H(p) > H(q), w_R = ν where H(q) > H(p), else 1.
 
     A student too sure of itself is spread out (forward KL), one too uncertain is concentrated (reverse KL). The gate passes
@@ -58,9 +59,17 @@ class EntropyGatedKL(AbstractDivergence):
     def __post_init__(self):
         check_range(self, "emphasis", 1, math.inf, ends="half-open")
 
-    def rows(self, target: jax.Array, model: jax.Array) -> jax.Array:
-        """Both KLs, weighted by the gate."""
-        return row_values(_rows, self, target, model)
+    @property
+    def components(self) -> tuple[AbstractFDivergence, ...]:
+        """Both KLs."""
+        return ForwardKL(), ReverseKL()
+
+    def row_weights(
+        self, target: jax.Array, model: jax.Array, values: Sequence[jax.Array]
+    ) -> tuple[jax.Array, ...]:
+        """ν for the side of the larger entropy, else 1."""
+        gap = entropy(target) - entropy(model)
+        return jnp.where(gap > 0, self.emphasis, 1), jnp.where(gap < 0, self.emphasis, 1)
 
     @property
     def infinite_at(self) -> InfiniteAt:
@@ -74,11 +83,3 @@ class EntropyGatedKL(AbstractDivergence):
     def normalized(self) -> AbstractDivergence:
         """Divided by 1 + ν, the sum of both weights."""
         return (1 / (1 + self.emphasis)) * self
-
-
-def _rows(div: EntropyGatedKL, target: jax.Array, model: jax.Array) -> jax.Array:
-    gap = jax.lax.stop_gradient(entropy(target) - entropy(model))
-    forward, reverse = ForwardKL().rows(target, model), ReverseKL().rows(target, model)
-    return scaled(jnp.where(gap > 0, div.emphasis, 1), forward) + scaled(
-        jnp.where(gap < 0, div.emphasis, 1), reverse
-    )

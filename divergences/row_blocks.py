@@ -40,24 +40,13 @@ def by_blocks(fun: Callable[..., Any], div: Any, *arrays: jax.Array) -> Any:
         >>> bool(jnp.all(by_blocks(total, None, x, 0 * x) == 32768))
         True
     """
-    if block_rows(arrays[0].shape) is None or _has_matrices(div):
-        return fun(div, *arrays, full=False)
-    here, at_once = functools.partial(blockwise, fun, div), functools.partial(fun, div, full=False)
-    return jax.lax.platform_dependent(*arrays, cpu=here, default=at_once)
-
-
-def blockwise(fun: Callable[..., Any], div: Any, *arrays: jax.Array) -> Any:
-    """`by_blocks` where the machine is known to be a CPU.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> total = lambda div, t, s, full: jnp.sum(t - s, -1)
-        >>> blockwise(total, None, jnp.ones((2, 3)), jnp.zeros((2, 3))).tolist()
-        [3.0, 3.0]
-    """
     rows = block_rows(arrays[0].shape)
     if rows is None or _has_matrices(div):
         return fun(div, *arrays, full=False)
+    at_once = functools.partial(fun, div, full=False)
+
+    def in_blocks(*arrays: jax.Array) -> Any:
+        return jax.lax.cond(finite(*arrays[:2]), *(cut(full) for full in (True, False)), *arrays)
 
     def cut(full: bool):
         of_block = jax.checkpoint(functools.partial(fun, full=full), prevent_cse=False)
@@ -73,7 +62,7 @@ def blockwise(fun: Callable[..., Any], div: Any, *arrays: jax.Array) -> Any:
 
         return walk
 
-    return jax.lax.cond(finite(*arrays[:2]), *(cut(full) for full in (True, False)), *arrays)
+    return jax.lax.platform_dependent(*arrays, cpu=in_blocks, default=at_once)
 
 
 def _seemingly_new(div: Any, index: jax.Array) -> Any:

@@ -11,7 +11,7 @@ from divax.divergences import row_blocks
 MEMBERS = [
     0.7 * dv.ForwardKL() + 0.3 * dv.TotalVariation(),
     dv.Renyi(order=0.5),
-    dv.EntropyGatedKL(),  # of no closed form, like AdaptiveKL and AdaptiveAlpha
+    dv.EntropyGatedKL(),
 ]
 RNG = np.random.default_rng(3)
 TARGET = RNG.normal(0, 2, (2, 6, 5))
