@@ -17,6 +17,7 @@ from divax.divergences.logit_reading import (
     Scalars,
     Side,
     alone,
+    centres,
     classes,
     farthest,
     finite_top,
@@ -25,11 +26,6 @@ from divax.divergences.logit_reading import (
     undivided,
 )
 from divax.divergences.numerics import Scalar, expm1_excess
-
-# The tokens whose mean log-ratio centres a row's: a byte-pair encoding has its most frequent merges after the bytes.
-_SAMPLE = slice(256, 320)
-# A log-ratio beyond this says that a token is masked by a large number, not how the models compare.
-_COMPARABLE = 1e3
 
 
 def kl_weights(div: AbstractFDivergence) -> tuple[Scalar | None, Scalar | None] | None:
@@ -74,8 +70,8 @@ def from_one_reading(
     model: jax.Array,
 ) -> Scalars:
     """Value, and sums of slopes of the wanted sides, of a divergence with these `kl_weights`."""
-    centres = _centres(target, model)
-    pairs = (target, model, centres), (model, target, centres[::-1])
+    places = centres(target, model)
+    pairs = (target, model, places), (model, target, places[::-1])
     parts = [
         None if weight is None else _kl_terms(*pair)
         for weight, pair in zip(weights, pairs, strict=True)
@@ -86,28 +82,11 @@ def from_one_reading(
         cross = None if other is None else other[3]
         sides.append(Side(logits, _Terms(jnp.ones_like(logits), *mine, cross)))
     read = reduced(Reading(*sides, classes(target, model)))
-    return _finished(wanted, div, weights, read, centres[0] - centres[1])
-
-
-def _centres(target: jax.Array, model: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two numbers near the logits whose difference is E_p[target − model] over a few tokens, 0 if these say nothing.
-
-    Any numbers would do, but the closer they come to the mean of the whole row, the more precise.
-    """
-    few = _SAMPLE if target.shape[-1] >= _SAMPLE.stop else slice(0, 64)
-    # Without the barrier a TPU takes these tokens from a copy of all logits.
-    target, model = jax.lax.optimization_barrier((target[..., few], model[..., few]))
-    gap = target - model
-    said = jnp.abs(gap) <= _COMPARABLE
-    top = finite_top(jnp.max(jnp.where(said, target, -jnp.inf), -1))
-    weight = jnp.where(said, jnp.exp(jnp.where(said, target, 0) - top[..., None]), 0)
-    total = jnp.sum(weight, -1)
-    mean = jnp.sum(jnp.where(said, gap, 0) * weight, -1) / jnp.where(total > 0, total, 1)
-    return top, top - mean
+    return _finished(wanted, div, weights, read, places[0] - places[1])
 
 
 def _kl_terms(
-    own: jax.Array, other: jax.Array, centres: tuple[jax.Array, ...]
+    own: jax.Array, other: jax.Array, places: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, ...]:
     """Gap, excess and alone of `own`, cross of `other`, for each token.
 
@@ -115,7 +94,7 @@ def _kl_terms(
     r = p·e^−x and g(x) = 1 − e^(1+x)·(1 − (1 + x)/e) ≥ 0: no exponential overflows, and where p is 0, g is 1. Where the
     side to which a term belongs has −inf, its weight in any sum is 0, so there it only has to be finite.
     """
-    a, b = (centre[..., None] for centre in centres)
+    a, b = (centre[..., None] for centre in places)
     # Two expressions for one number, for XLA shares it among all its users only if it is as short as the first one. That is
     # no number where a logit is +inf: such a row is known by its gap alone, in which the log of its probability is 0.
     x, far = (own - a) - (other - b), farthest(own)

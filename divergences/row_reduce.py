@@ -19,14 +19,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from divax.divergences.algebra import FMixture
+from divax.divergences.alpha import Alpha
+from divax.divergences.chi2 import ForwardChi2, ReverseChi2
 from divax.divergences.f_divergence import AbstractFDivergence, _edge, _finite, sided_slopes
+from divax.divergences.hellinger import SquaredHellinger
 from divax.divergences.kl_reading import from_one_reading, kl_weights
-from divax.divergences.logit_gradient import centred, slope_sums
+from divax.divergences.logit_gradient import bounded, centred, slope_sums
 from divax.divergences.logit_reading import (
     Reading,
     Scalars,
@@ -38,6 +42,8 @@ from divax.divergences.logit_reading import (
     reduced,
     undivided,
 )
+from divax.divergences.numerics import Scalar
+from divax.divergences.order_reading import affinity_reading
 from divax.divergences.rows import Rows, split_centred, split_rows
 
 
@@ -106,9 +112,12 @@ def _sloped(div: AbstractFDivergence, rows: Rows, wanted: Sequence[Any]) -> list
 def _scalars(wanted: tuple[bool, ...], div: Any, target: jax.Array, model: jax.Array) -> Scalars:
     """With slopes of the wanted sides."""
     weights = kl_weights(div)
-    if weights is None:
-        return _from_two(wanted, div, target, model)
-    return from_one_reading(wanted, div, weights, target, model)
+    if weights is not None:
+        return from_one_reading(wanted, div, weights, target, model)
+    multiple = alpha_multiple(div)
+    if multiple is not None:
+        return _from_affinity(wanted, multiple, target, model)
+    return _from_two(wanted, div, target, model)
 
 
 @_scalars.defjvp
@@ -134,12 +143,47 @@ def _plain(wanted: tuple[bool, ...], div: Any, target: jax.Array, model: jax.Arr
     return Scalars(tops, totals, value, tuple(sums))
 
 
+# ---- the α-family ----------------------------------------------------------------------------------------------
+
+
+class AlphaMultiple(NamedTuple):
+    """factor·`Alpha(alpha)`."""
+
+    factor: Scalar
+    alpha: Scalar
+
+
+def alpha_multiple(div: AbstractFDivergence) -> AlphaMultiple | None:
+    """Of the members of the family; None for other divergences."""
+    if isinstance(div, FMixture) and len(div.parts) == 1:
+        inner = alpha_multiple(div.parts[0])
+        return inner and AlphaMultiple(div.weights[0] * inner.factor, inner.alpha)
+    if isinstance(div, Alpha):
+        return AlphaMultiple(1.0, div.alpha) if jnp.ndim(div.alpha) == 0 else None
+    known = {SquaredHellinger: (0.25, 0.5), ForwardChi2: (2.0, 2.0), ReverseChi2: (2.0, -1.0)}
+    of = known.get(type(div))
+    return of and AlphaMultiple(*of)
+
+
+def _from_affinity(
+    wanted: tuple[bool, ...], div: AlphaMultiple, target: jax.Array, model: jax.Array
+) -> Scalars:
+    factor, alpha = div
+    of = affinity_reading(alpha, 1 - alpha, target, model)
+    slopes = tuple(
+        undivided(bounded(factor * total)[..., None]) if want else None
+        for total, want in zip(of.slopes, wanted, strict=True)
+    )
+    value = jnp.where(factor == 0, 0, factor * jnp.where(factor == 0, 0, of.value))
+    return Scalars(of.tops, of.totals, value, slopes)
+
+
 # ---- two readings ----------------------------------------------------------------------------------------------
 
 
 def _from_two(wanted: tuple[bool, ...], div: Any, target: jax.Array, model: jax.Array) -> Scalars:
     sides = [Side(x, (jnp.ones_like(x),)) for x in (target, model)]
-    one, other, seen = reduced(Reading(*sides, classes(target, model)))
+    one, other, seen, _ = reduced(Reading(*sides, classes(target, model)))
     tops, totals = (one.top, other.top), (one.sums[0], other.sums[0])
     places = jax.lax.optimization_barrier((tops, totals))
     rows = _rows_at(*places, target, model)
