@@ -11,6 +11,7 @@ softmaxes: with P̂, Q̂ the escorts of order c,
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 
 from divax.divergences.base import AbstractDivergence, InfiniteAt, check_range, divergence
 from divax.divergences.numerics import Scalar
-from divax.divergences.renyi import renyi_slopes, renyi_value
+from divax.divergences.renyi import Bhattacharyya, Renyi, renyi_slopes, renyi_value
 from divax.divergences.row_wise import AbstractRowDivergence, log_sum, scaled
 from divax.divergences.rows import Pair, Rows
 
@@ -56,16 +57,16 @@ def _powered(log_mass: jax.Array, only: jax.Array, power: Scalar) -> tuple[jax.A
     return common, jnp.where(alone, power * jnp.log(jnp.where(alone, only, 1)), -jnp.inf)
 
 
-def _value(rows: Rows, power: Scalar, order: Scalar, rest: Scalar, factor: Scalar) -> jax.Array:
-    return scaled(factor, renyi_value(escort(rows, power), order, rest))
+def _value(rows: Rows, div: AbstractDivergence) -> jax.Array:
+    form = escorts(div)
+    return scaled(form.factor, renyi_value(escort(rows, form.power), form.order, form.rest))
 
 
-def _slopes(
-    rows: Rows, power: Scalar, order: Scalar, rest: Scalar, factor: Scalar
-) -> tuple[jax.Array, jax.Array]:
+def _slopes(rows: Rows, div: AbstractDivergence) -> tuple[jax.Array, jax.Array]:
     # The slopes of the escorts sum to zero, so the escorts' own softmax adds nothing but the factor c.
-    by_target, by_model = renyi_slopes(escort(rows, power), order, rest)
-    return factor * power * by_target, factor * power * by_model
+    form = escorts(div)
+    by_target, by_model = renyi_slopes(escort(rows, form.power), form.order, form.rest)
+    return form.factor * form.power * by_target, form.factor * form.power * by_model
 
 
 @divergence
@@ -104,13 +105,11 @@ class Gamma(AbstractRowDivergence):
 
     def value(self, rows: Rows) -> jax.Array:
         """R_{1/c}(P̂‖Q̂)/c."""
-        c = 1 + self.gamma
-        return _value(rows, c, 1 / c, self.gamma / c, 1 / c)
+        return _value(rows, self)
 
     def slopes(self, rows: Rows) -> tuple[jax.Array, jax.Array]:
         """(P̂ − r)/γ and Q̂ − r."""
-        c = 1 + self.gamma
-        return _slopes(rows, c, 1 / c, self.gamma / c, 1 / c)
+        return _slopes(rows, self)
 
     @property
     def infinite_at(self) -> InfiniteAt:
@@ -152,11 +151,11 @@ class CauchySchwarz(AbstractRowDivergence):
 
     def value(self, rows: Rows) -> jax.Array:
         """½·R_½ of the escorts of order 2."""
-        return _value(rows, 2.0, 0.5, 0.5, 0.5)
+        return _value(rows, self)
 
     def slopes(self, rows: Rows) -> tuple[jax.Array, jax.Array]:
         """P̂ − r and Q̂ − r."""
-        return _slopes(rows, 2.0, 0.5, 0.5, 0.5)
+        return _slopes(rows, self)
 
     @property
     def infinite_at(self) -> InfiniteAt:
@@ -206,13 +205,11 @@ class Hoelder(AbstractRowDivergence):
 
     def value(self, rows: Rows) -> jax.Array:
         """(1 − 1/α)·R_{1/α}(P̂‖Q̂)."""
-        order, rest = 1 / self.exponent, (self.exponent - 1) / self.exponent
-        return _value(rows, self.power, order, rest, rest)
+        return _value(rows, self)
 
     def slopes(self, rows: Rows) -> tuple[jax.Array, jax.Array]:
         """(γ/α)(P̂ − r) and (γ/β)(Q̂ − r)."""
-        order, rest = 1 / self.exponent, (self.exponent - 1) / self.exponent
-        return _slopes(rows, self.power, order, rest, rest)
+        return _slopes(rows, self)
 
     @property
     def infinite_at(self) -> InfiniteAt:
@@ -227,3 +224,39 @@ class Hoelder(AbstractRowDivergence):
     def dual(self) -> AbstractDivergence:
         """The conjugate exponent, α/(α − 1)."""
         return Hoelder(exponent=self.exponent / (self.exponent - 1), power=self.power)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Escorts:
+    """factor·Rényi(order) of the escorts of order `power`, which is what many a divergence is.
+
+    Attributes:
+        factor: ≥ 0.
+        power: the order of the escorts, > 0; None for 1.
+        order: the a of Rényi's divergence.
+        rest: 1 − a.
+    """
+
+    factor: Scalar
+    power: Scalar | None
+    order: Scalar
+    rest: Scalar
+
+
+def escorts(div: AbstractDivergence) -> Escorts | None:
+    """Of which escorts it is a Rényi divergence; None if of none."""
+    match div:
+        case Renyi():
+            return Escorts(1.0, None, div.order, 1 - div.order)
+        case Bhattacharyya():
+            return Escorts(0.5, None, 0.5, 0.5)
+        case Gamma():
+            c = 1 + div.gamma
+            return Escorts(1 / c, c, 1 / c, div.gamma / c)
+        case CauchySchwarz():
+            return Escorts(0.5, 2.0, 0.5, 0.5)
+        case Hoelder():
+            order, rest = 1 / div.exponent, (div.exponent - 1) / div.exponent
+            return Escorts(rest, div.power, order, rest)
+    return None

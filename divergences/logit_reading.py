@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -76,14 +77,17 @@ def _merged_side(one: Side, other: Side) -> Side:
     return Side(jnp.maximum(one.top, other.top), jax.tree.map(add, one.sums, other.sums))
 
 
-def centres(target: jax.Array, model: jax.Array) -> tuple[jax.Array, jax.Array]:
+def centres(
+    target: jax.Array, model: jax.Array, scaled: Callable[[jax.Array], jax.Array] = lambda x: x
+) -> tuple[jax.Array, jax.Array]:
     """Two numbers near the logits whose difference is E_p[target − model] over a few tokens, 0 if these say nothing.
 
-    Any numbers would do, but the closer they come to the mean of the whole row, the more precise.
+    The logits are `scaled` before. Any numbers would do, but the closer they come to the mean of the whole row, the more precise.
     """
     few = _SAMPLE if target.shape[-1] >= _SAMPLE.stop else slice(0, 64)
     # Without the barrier a TPU takes these tokens from a copy of all logits.
     target, model = jax.lax.optimization_barrier((target[..., few], model[..., few]))
+    target, model = scaled(target), scaled(model)
     gap = target - model
     said = jnp.abs(gap) <= _COMPARABLE
     top = finite_top(jnp.max(jnp.where(said, target, -jnp.inf), -1))

@@ -65,7 +65,9 @@ class Affinity(NamedTuple):
         value: the α-divergence, +inf where it is.
         log_z: log Σ p^α·q^{1−α} over the common support; −inf where there is none.
         slopes: Σ p·f′(u) and Σ q·(f(u) − u·f′(u)), with f′(∞) and f(0) per mass that the other side rules out where finite.
+        renyi: log Σ p^α·q^{1−α}/(α − 1), the Rényi divergence without its infinite part.
         infinite: where the value is +inf because of supports.
+        disjoint: where no token is possible under both.
         legal: where both sides have a possible token.
     """
 
@@ -74,25 +76,31 @@ class Affinity(NamedTuple):
     value: jax.Array
     log_z: jax.Array
     slopes: tuple[jax.Array, jax.Array]
+    renyi: jax.Array
     infinite: jax.Array
+    disjoint: jax.Array
     legal: jax.Array
 
 
 def affinity_reading(
-    alpha: Scalar, rest: Scalar, target: jax.Array, model: jax.Array
+    alpha: Scalar,
+    rest: Scalar,
+    target: jax.Array,
+    model: jax.Array,
+    power: Scalar | None = None,
 ) -> Affinity:
     """Of rows `[..., V]`, for a number α and `rest` = 1 − α (given apart: a difference would lose its digits).
 
     Where the models are close, the relative error of the value is ε·(1 + (m − c)²/D): ε the precision's, m the mean log-ratio of
     the logits, c that of a few tokens. Elsewhere it is an absolute error of that size. Of several +inf logits in one row,
-    the mean log-ratio counts.
+    the mean log-ratio counts. With a `power` c > 0, of softmax(c·logits).
     """
     order = oriented(alpha, rest, target.dtype)
     own = jnp.where(order.swapped, model, target)
     other = jnp.where(order.swapped, target, model)
-    places = centres(target, model)
+    places = centres(target, model, lambda x: powered(x, power))
     places = tuple(jnp.where(order.swapped, *pair) for pair in (places[::-1], places))
-    read = reduced(_tokens(order, own, other, places))
+    read = reduced(_tokens(order, own, other, places, power))
     found = _finished(order, read, places)
     back = lambda pair: tuple(  # noqa: E731
         jnp.where(order.swapped, *one) for one in (pair[::-1], pair)
@@ -128,7 +136,7 @@ class _Tilted(NamedTuple):
     excess: jax.Array
 
 
-def _tokens(order: Order, own: jax.Array, other: jax.Array, places) -> Reading:
+def _tokens(order: Order, own: jax.Array, other: jax.Array, places, power) -> Reading:
     """What each token adds to the sums, relative to P, Q or T of its own; finite also where that weight is 0.
 
     Where the other side rules the token out, x = +inf; that counts only for k > 0.
@@ -138,10 +146,13 @@ def _tokens(order: Order, own: jax.Array, other: jax.Array, places) -> Reading:
     sign, threshold = jnp.where(falls, -1, 1).astype(own.dtype), 1 / jnp.maximum(h, 1)
     most = jnp.where(k > 0, jnp.inf, jnp.finfo(own.dtype).max)
     above = lambda x: jnp.where(x <= most, jnp.clip(x, 0, far), 0)  # noqa: E731
+    # Centres of the logits as they are.
+    raw = places if power is None else tuple(place / power for place in places)
+    level = lambda x, place: _times(power, _level(x, place))  # noqa: E731
     count = itertools.count()
-    ratio = lambda: _ratio(own, other, places, next(count))  # noqa: E731
+    ratio = lambda: _times(power, _ratio(own, other, raw, next(count)))  # noqa: E731
     mean = lambda sign: sign * _bent(k, above(sign * ratio()))  # noqa: E731
-    gap = jnp.clip(_level(own, places[0]) - _level(other, places[1]), -far, far)
+    gap = jnp.clip(level(own, raw[0]) - level(other, raw[1]), -far, far)
     x = ratio()
     alone = indicator((own != -jnp.inf) & (other == -jnp.inf), own)
     up = lambda x, formula: jnp.where(x() < threshold, 0, formula(x()))  # noqa: E731
@@ -157,10 +168,10 @@ def _tokens(order: Order, own: jax.Array, other: jax.Array, places) -> Reading:
     rest = jnp.where(ratio() <= -threshold, below, jnp.where(ratio() < threshold, close, 0))
     excess = up(reach, functools.partial(_far_above, h, jnp.minimum(k, 0)))
     tilted = _Tilted(one, mean(-sign), jnp.where(k > 0, 0, excess))
-    top = own - places[0][..., None] - k * jnp.clip(ratio(), -far, far)
+    top = _times(power, own - raw[0][..., None]) - k * jnp.clip(ratio(), -far, far)
     return Reading(
-        Side(own, sums),
-        Side(other, _Other(one, jnp.where(other == jnp.inf, gap, rest))),
+        Side(powered(own, power), sums),
+        Side(powered(other, power), _Other(one, jnp.where(other == jnp.inf, gap, rest))),
         classes(own, other),
         Side(jnp.where(other == -jnp.inf, -jnp.inf, top), tilted),
     )
@@ -174,6 +185,18 @@ def _within(x: jax.Array, most: jax.Array) -> jax.Array:
 def _ratio(own: jax.Array, other: jax.Array, places, by: int) -> jax.Array:
     """X, computed as nobody else does, both centres moved by a number: XLA would write down what is used in several sums."""
     return (own - (places[0] + by)[..., None]) - (other - (places[1] + by)[..., None])
+
+
+def powered(logits: jax.Array, power: Scalar | None) -> jax.Array:
+    """power·logits; finite ones stay so."""
+    if power is None:
+        return logits
+    most = jnp.finfo(logits.dtype).max
+    return jnp.where(jnp.isfinite(logits), jnp.clip(power * logits, -most, most), logits)
+
+
+def _times(power: Scalar | None, x: jax.Array) -> jax.Array:
+    return x if power is None else power * x
 
 
 def _level(logits: jax.Array, place: jax.Array) -> jax.Array:
@@ -249,9 +272,7 @@ def _finished(order: Order, read: Reading, places) -> Affinity:
     # The logarithm loses 1/(1 − k·S/P̂) units, the difference of the maxima some 10 + |ρ|.
     small = ((1 - k * mean) * (10 + jnp.abs(rho)) > 1) & (top - tops[0] < 80)
     through = jnp.where(small, k * mean, 0)
-    per_rate = rho + jnp.where(
-        small, -mean * log1prel(-through), log_t / jnp.where(k == 0, 1, k)
-    )
+    per_rate = rho + jnp.where(small, -mean * log1prel(-through), log_t / jnp.where(k == 0, 1, k))
     mark = (own.top == jnp.inf) | (other.top == jnp.inf)
     ratio = jnp.where(
         own.top == jnp.inf,
@@ -268,7 +289,8 @@ def _finished(order: Order, read: Reading, places) -> Affinity:
     share = jnp.where((other.top == jnp.inf) & ~alike & (k <= 0), found, share)
     slope = share * jnp.where(
         first,
-        -jnp.where(first, lam / jnp.where(k == 0, 1, k) + jnp.where(k == 0, per_rate, 0), 0) * exprel(jnp.where(first, lam, 0)),
+        -jnp.where(first, lam / jnp.where(k == 0, 1, k) + jnp.where(k == 0, per_rate, 0), 0)
+        * exprel(jnp.where(first, lam, 0)),
         -jnp.expm1(lam) / jnp.where(k == 0, 1, k),
     )
     weight = _positive(other.sums.total)
@@ -282,8 +304,16 @@ def _finished(order: Order, read: Reading, places) -> Affinity:
     less = 1 - share
     z = -k * slope - less
     log_z = jnp.where(
-        jnp.abs(z) < 0.5, jnp.log1p(jnp.where(jnp.abs(z) < 0.5, z, 0)), lam + jnp.log(_positive(share))
+        jnp.abs(z) < 0.5,
+        jnp.log1p(jnp.where(jnp.abs(z) < 0.5, z, 0)),
+        lam + jnp.log(_positive(share)),
     )
+    rate = jnp.where(k == 0, 1, -k)
+    renyi = jnp.where(k == 0, slope / _positive(share), log_z / rate)
+    exact = (share == 1) & (jnp.abs(z) < 0.5)
+    renyi = jnp.where(exact, slope * log1prel(jnp.where(exact, -k * slope, 0)), renyi)
+    renyi = jnp.where(order.swapped, -log_z / h, renyi)
+    disjoint |= mark & (jnp.abs(ratio) >= farthest(ratio))
     legal = (own.top != -jnp.inf) & (other.top != -jnp.inf)
     infinite = alone(read.seen, (own.top, other.top))[0] & (k <= 0) & legal
     value = jnp.where(infinite, jnp.inf, jnp.where(legal, jnp.maximum(slope / h, 0), 0))
@@ -294,7 +324,9 @@ def _finished(order: Order, read: Reading, places) -> Affinity:
         value,
         jnp.where(legal, jnp.where(disjoint, -jnp.inf, log_z), 0),
         slopes,
+        jnp.where(legal, renyi, 0),
         infinite,
+        disjoint & legal,
         legal,
     )
 

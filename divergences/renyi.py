@@ -65,7 +65,14 @@ def renyi_value(rows: Rows, order: Scalar, rest: Scalar) -> jax.Array:
 
 def renyi_slopes(rows: Rows, order: Scalar, rest: Scalar) -> tuple[jax.Array, jax.Array]:
     """a(r − p)/(a − 1) and q − r with r = p^a·q^{1−a}/Z: both sum to zero, and the second is bounded by 1."""
-    pair, of = rows.common, affinity(rows, order, rest)
+    return renyi_slopes_at(affinity(rows, order, rest), rows, order, rest)
+
+
+def renyi_slopes_at(
+    of: Affinity, rows: Rows, order: Scalar, rest: Scalar
+) -> tuple[jax.Array, jax.Array]:
+    """The same with what whole rows tell known."""
+    pair = rows.common
     log_z, value = of.log_z[..., None], of.divergence[..., None]
     log_r = pair.log_power(order) - log_z
     one = jnp.asarray(rest == 0)

@@ -76,7 +76,7 @@ def _tangent(div, scalars: Scalars, target: jax.Array, model: jax.Array, dots: S
     tops, totals, slopes = jax.lax.optimization_barrier(
         (scalars.tops, scalars.totals, scalars.slopes)
     )
-    rows, dots = _rows_at(tops, totals, target, model), list(dots)
+    rows, dots = rows_at(tops, totals, target, model), list(dots)
     tangent = jnp.zeros(target.shape[:-1], target.dtype)
     sides = zip(_sloped(div, rows, slopes), slopes, tops, strict=True)
     for side, sums, top in sides:
@@ -86,14 +86,14 @@ def _tangent(div, scalars: Scalars, target: jax.Array, model: jax.Array, dots: S
     return tangent
 
 
-def _rows_at(tops, totals, target: jax.Array, model: jax.Array) -> Rows:
+def rows_at(tops, totals, target: jax.Array, model: jax.Array) -> Rows:
     """`split_rows` with what it needs of whole rows known."""
     legal = ((tops[0] != -jnp.inf) & (tops[1] != -jnp.inf))[..., None]
-    sides = _placed(target, tops[0], totals[0]), _placed(model, tops[1], totals[1])
+    sides = placed(target, tops[0], totals[0]), placed(model, tops[1], totals[1])
     return split_centred(*sides, legal)
 
 
-def _placed(logits: jax.Array, top: jax.Array, total: jax.Array):
+def placed(logits: jax.Array, top: jax.Array, total: jax.Array):
     """Logits minus their maximum, log of the sum of exponentials of that, and which are possible, as for `split_rows`."""
     top, total, deepest = top[..., None], total[..., None], farthest(logits)
     # Where the top is +inf, nothing below it is possible.
@@ -131,7 +131,7 @@ def _scalars_jvp(wanted, primals, tangents):
 def _plain(wanted: tuple[bool, ...], div: Any, target: jax.Array, model: jax.Array) -> Scalars:
     """The same by separate reductions, for JAX to differentiate."""
     tops = jnp.max(target, -1), jnp.max(model, -1)
-    centred_at = lambda x, top: _placed(x, top, jnp.ones_like(top))[0]  # noqa: E731
+    centred_at = lambda x, top: placed(x, top, jnp.ones_like(top))[0]  # noqa: E731
     total = lambda x, top: jnp.sum(jnp.exp(centred_at(x, top)), -1)  # noqa: E731
     totals = total(target, tops[0]), total(model, tops[1])
     rows = split_rows(target, model)
@@ -186,11 +186,11 @@ def _from_two(wanted: tuple[bool, ...], div: Any, target: jax.Array, model: jax.
     one, other, seen, _ = reduced(Reading(*sides, classes(target, model)))
     tops, totals = (one.top, other.top), (one.sums[0], other.sums[0])
     places = jax.lax.optimization_barrier((tops, totals))
-    rows = _rows_at(*places, target, model)
+    rows = rows_at(*places, target, model)
     below, beyond = _finite(div.f_at_zero), _finite(div.slope_at_infinity)
     terms = div.summand(rows.common) + below * rows.q_only + beyond * rows.p_only
     value = jnp.sum(terms, -1)
-    rows = _rows_at(*jax.lax.optimization_barrier(places), target, model)
+    rows = rows_at(*jax.lax.optimization_barrier(places), target, model)
     slopes = [None if side is None else jnp.sum(side[0], -1) for side in _sloped(div, rows, wanted)]
     limits = div.slope_at_infinity, div.f_at_zero
     for limit, is_alone in zip(limits, alone(seen, tops), strict=True):

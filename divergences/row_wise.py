@@ -13,7 +13,7 @@ from jax.custom_derivatives import SymbolicZero
 from divax.divergences.base import AbstractDivergence
 from divax.divergences.logit_gradient import bounded, centred, instantiate, is_zero
 from divax.divergences.numerics import Scalar, is_traced
-from divax.divergences.row_blocks import by_blocks
+from divax.divergences.row_blocks import by_blocks, by_machine
 from divax.divergences.rows import Rows, split_rows
 
 
@@ -66,7 +66,10 @@ class AbstractRowDivergence(AbstractDivergence):
 
 @jax.custom_jvp
 def _rows(div: AbstractRowDivergence, target: jax.Array, model: jax.Array) -> jax.Array:
-    return by_blocks(_value, div, target, model)
+    from divax.divergences.row_reading import reduced_rows
+
+    here = functools.partial(by_blocks, _value, div)
+    return by_machine(here, functools.partial(reduced_rows, div), div, target, model)
 
 
 def _value(div, target, model, *, full):
@@ -84,7 +87,16 @@ def _rows_jvp(primals, tangents):
     ):
         div_dot = jax.tree.map(instantiate, tangents[0], is_leaf=is_zero)
     tangent = functools.partial(_tangent, div_dot, moving)
-    return _rows(div, target, model), by_blocks(tangent, div, target, model, *dots)
+    if div_dot is not None:
+        return _rows(div, target, model), by_blocks(tangent, div, target, model, *dots)
+    from divax.divergences.row_reading import reduced_rows_tangent
+
+    def here(target, model, *dots):
+        value = by_blocks(_value, div, target, model)
+        return value, by_blocks(tangent, div, target, model, *dots)
+
+    elsewhere = functools.partial(reduced_rows_tangent, moving, div)
+    return by_machine(here, elsewhere, div, target, model, *dots)
 
 
 def _tangent(div_dot, moving, div, target, model, *dots, full):
