@@ -55,8 +55,12 @@ class GeometricJS(AbstractRowDivergence):
 
     def slopes(self, rows: Rows) -> tuple[jax.Array, jax.Array]:
         """w(1 − w)·∂J + w(r − p) and w(1 − w)·∂J + (1 − w)(r − q), r = g."""
-        pair, w = rows.common, self.target_weight
-        log_z = affinity(rows, w, 1 - w).log_z[..., None]
+        w = self.target_weight
+        return self.slopes_at(affinity(rows, w, 1 - w).log_z, rows)
+
+    def slopes_at(self, log_z: jax.Array, rows: Rows) -> tuple[jax.Array, jax.Array]:
+        """The same with log Z known, `[...]`."""
+        pair, w, log_z = rows.common, self.target_weight, log_z[..., None]
         r = jnp.exp(pair.log_power(w) - log_z)
         from_p = difference(r, pair.p, (w - 1) * pair.log_u - log_z)
         from_q = difference(r, pair.q, w * pair.log_u - log_z)

@@ -19,6 +19,9 @@ import jax
 import jax.numpy as jnp
 
 from divax.divergences.escort import Escorts, escorts
+from divax.divergences.geometric_js import GeometricJS
+from divax.divergences.jeffreys import Jeffreys
+from divax.divergences.kl_reading import from_one_reading
 from divax.divergences.logit_gradient import SlopeSums, bounded, centred, slope_sums
 from divax.divergences.logit_reading import Reading, Side, classes, reduced, undivided
 from divax.divergences.numerics import Scalar
@@ -26,7 +29,7 @@ from divax.divergences.order_reading import affinity_reading, powered
 from divax.divergences.renyi import Affinity, affinity, renyi_slopes_at
 from divax.divergences.row_reduce import placed, rows_at
 from divax.divergences.row_wise import AbstractRowDivergence, scaled
-from divax.divergences.rows import split_rows
+from divax.divergences.rows import Rows, split_rows
 
 
 class RowScalars(NamedTuple):
@@ -98,6 +101,8 @@ def _slopes(div, rows, of: Affinity | None) -> tuple[jax.Array, jax.Array]:
         slopes = renyi_slopes_at(of, rows, div.order, div.rest)
         factor = _steepness(div)
         return factor * slopes[0], factor * slopes[1]
+    if isinstance(div, GeometricJS) and of is not None:
+        return div.slopes_at(of.log_z, rows)
     return div.slopes(rows)
 
 
@@ -161,19 +166,41 @@ def _places(target: jax.Array, model: jax.Array):
 def _of_any(
     wanted: tuple[bool, ...], div: AbstractRowDivergence, target: jax.Array, model: jax.Array
 ) -> RowScalars:
-    sides = [Side(x, (jnp.ones_like(x),)) for x in (target, model)]
-    one, other, *_ = reduced(Reading(sides[0], sides[1], classes(target, model)))
-    tops, totals = (one.top, other.top), (one.sums[0], other.sums[0])
-    again = lambda: rows_at(  # noqa: E731
-        *jax.lax.optimization_barrier((tops, totals)), target, model
-    )
-    value, slopes = div.value(again()), (None, None)
+    of = None
+    if isinstance(div, GeometricJS):
+        tops, totals, value, of = _geometric(div, target, model)
+    else:
+        sides = [Side(x, (jnp.ones_like(x),)) for x in (target, model)]
+        one, other, *_ = reduced(Reading(sides[0], sides[1], classes(target, model)))
+        tops, totals = (one.top, other.top), (one.sums[0], other.sums[0])
+        value = div.value(_again(0.0, tops, totals, target, model))
+    slopes = None, None
     if any(wanted):
         slopes = tuple(
             undivided(jnp.sum(bounded(slope), -1, keepdims=True)) if want else None
-            for slope, want in zip(div.slopes(again()), wanted, strict=True)
+            for slope, want in zip(
+                _slopes(div, _again(1.0, tops, totals, target, model), of), wanted, strict=True
+            )
         )
-    return RowScalars(tops, totals, value, None, slopes)
+    return RowScalars(tops, totals, value, of, slopes)
+
+
+def _geometric(div: GeometricJS, target: jax.Array, model: jax.Array):
+    """Two readings: w(1 − w)·J + log Z."""
+    w = div.target_weight
+    jeffreys = from_one_reading((False, False), Jeffreys(), (1.0, 1.0), target, model).value
+    of = affinity_reading(w, 1 - w, target, model)
+    log_z = jnp.where(of.disjoint, 0, of.log_z)
+    value = w * (1 - w) * jeffreys + log_z
+    return of.tops, of.totals, jnp.maximum(value, 0), Affinity(log_z, of.renyi, of.disjoint)
+
+
+def _again(by: float, tops, totals, target: jax.Array, model: jax.Array) -> Rows:
+    """Rows, computed as nobody else does: XLA would write down what value and slopes share."""
+    shift = [jnp.where(jnp.isinf(top), 0, by).astype(top.dtype) for top in tops]
+    tops = tuple(top + one for top, one in zip(tops, shift, strict=True))
+    totals = tuple(total * jnp.exp(-one) for total, one in zip(totals, shift, strict=True))
+    return rows_at(*jax.lax.optimization_barrier((tops, totals)), target, model)
 
 
 @_of_any.defjvp
@@ -189,4 +216,7 @@ def _plain_any(wanted, div, target: jax.Array, model: jax.Array) -> RowScalars:
         undivided(slope_sums(bounded(slope), mass, cancel=True).total) if want else None
         for slope, mass, want in sides
     )
-    return RowScalars(*_places(target, model), div.value(rows), None, slopes)
+    of = None
+    if isinstance(div, GeometricJS):
+        of = affinity(rows, div.target_weight, 1 - div.target_weight)
+    return RowScalars(*_places(target, model), div.value(rows), of, slopes)
