@@ -11,7 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from divax import divergences as dv
-from divax.benchmarks.given_logits import naive_alpha, naive_js, naive_kl, naive_reverse, naive_tv
+from divax.benchmarks.given_logits import (
+    naive_alpha,
+    naive_cauchy_schwarz,
+    naive_js,
+    naive_kl,
+    naive_renyi,
+    naive_reverse,
+    naive_tv,
+)
 from divax.benchmarks.hlo_traffic import traffic
 from divax.benchmarks.measure import Bar, Results, SkippedError
 
@@ -50,15 +58,14 @@ MEMBERS = {
     "reverse": (naive_reverse, dv.ReverseKL()),
     "jeffreys": (lambda t, s: naive_kl(t, s) + naive_kl(s, t), dv.Jeffreys()),
     "alpha": (naive_alpha, dv.Alpha(alpha=0.5)),
+    "renyi": (naive_renyi, dv.Renyi(order=0.5)),
+    "cauchy_schwarz": (naive_cauchy_schwarz, dv.CauchySchwarz()),
     "js": (naive_js, dv.JensenShannon()),
     "tv": (naive_tv, dv.TotalVariation()),
 }
 # Class A needs its row scalars in one reading, class B in two; then logits are read and gradients written.
 CLASS_A, CLASS_B = (2.1, 5.2), (4.1, 9.2)
-ASKED = dict.fromkeys(("kl", "reverse", "jeffreys", "alpha"), CLASS_A) | {
-    "js": CLASS_B,
-    "tv": CLASS_B,
-}
+ASKED = dict.fromkeys(MEMBERS, CLASS_A) | dict.fromkeys(("js", "tv"), CLASS_B)
 TPUS = {"v5p": "v5p:2x2x1", "v6e": "v6e:2x2x1"}
 ON_TPU = {"kl": (2.1, 5.1), "js": CLASS_B}
 

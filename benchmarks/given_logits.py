@@ -34,6 +34,17 @@ def naive_alpha(t, s):
     return 4 * (1 - jnp.sum(jnp.exp(0.5 * (log_p + log_q)), -1))
 
 
+def naive_renyi(t, s):
+    log_p, log_q = jax.nn.log_softmax(t), jax.nn.log_softmax(s)
+    return -2 * jax.nn.logsumexp(0.5 * (log_p + log_q), -1)
+
+
+def naive_cauchy_schwarz(t, s):
+    log_p, log_q = jax.nn.log_softmax(t), jax.nn.log_softmax(s)
+    log_sum = lambda x: jax.nn.logsumexp(x, -1)  # noqa: E731
+    return 0.5 * (log_sum(2 * log_p) + log_sum(2 * log_q)) - log_sum(log_p + log_q)
+
+
 def le_cam(u):
     return (u - 1) ** 2 / (1 + u)
 

@@ -2,6 +2,10 @@
 
 import re
 
+# What changes each element by itself: of a slice of its result only that slice is computed.
+ELEMENTWISE = frozenset(
+    ("convert", "multiply", "divide", "add", "subtract", "select", "compare", "clamp", "and", "or", "not", "is-finite", "maximum", "minimum", "negate")
+)  # fmt: skip
 SIZES = {"bf16": 2, "f32": 4, "pred": 1, "s32": 4, "u32": 4, "f16": 2, "s8": 1, "u8": 1, "f64": 8}
 
 
@@ -35,14 +39,14 @@ def _computations(text: str) -> dict[str, list]:
 
 
 def _sliced(instructions: list) -> dict[int, float]:
-    """Bytes that a fusion reads of those operands of which it takes slices alone, maybe after a conversion."""
+    """Bytes that a fusion reads of those operands of which it takes slices alone, maybe after elementwise operations."""
 
     def slices(name: str) -> list[str] | None:
         shapes = []
         for user, shape, kind, operands, _ in instructions:
             if kind == "parameter" or name not in operands:
                 continue
-            more = [shape] if kind == "slice" else slices(user) if kind == "convert" else None
+            more = [shape] if kind == "slice" else slices(user) if kind in ELEMENTWISE else None
             if more is None:
                 return None
             shapes += more

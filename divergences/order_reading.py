@@ -100,8 +100,10 @@ def affinity_reading(
     other = jnp.where(order.swapped, target, model)
     places = centres(target, model, lambda x: powered(x, power))
     places = tuple(jnp.where(order.swapped, *pair) for pair in (places[::-1], places))
+    # Of the logits as they are.
+    places = tuple(_round(place if power is None else place / power) for place in places)
     read = reduced(_tokens(order, own, other, places, power))
-    found = _finished(order, read, places)
+    found = _finished(order, read, tuple(_times(power, place) for place in places))
     back = lambda pair: tuple(  # noqa: E731
         jnp.where(order.swapped, *one) for one in (pair[::-1], pair)
     )
@@ -146,13 +148,11 @@ def _tokens(order: Order, own: jax.Array, other: jax.Array, places, power) -> Re
     sign, threshold = jnp.where(falls, -1, 1).astype(own.dtype), 1 / jnp.maximum(h, 1)
     most = jnp.where(k > 0, jnp.inf, jnp.finfo(own.dtype).max)
     above = lambda x: jnp.where(x <= most, jnp.clip(x, 0, far), 0)  # noqa: E731
-    # Centres of the logits as they are.
-    raw = places if power is None else tuple(place / power for place in places)
     level = lambda x, place: _times(power, _level(x, place))  # noqa: E731
     count = itertools.count()
-    ratio = lambda: _times(power, _ratio(own, other, raw, next(count)))  # noqa: E731
+    ratio = lambda: _times(power, _ratio(own, other, places, next(count)))  # noqa: E731
     mean = lambda sign: sign * _bent(k, above(sign * ratio()))  # noqa: E731
-    gap = jnp.clip(level(own, raw[0]) - level(other, raw[1]), -far, far)
+    gap = jnp.clip(level(own, places[0]) - level(other, places[1]), -far, far)
     x = ratio()
     alone = indicator((own != -jnp.inf) & (other == -jnp.inf), own)
     up = lambda x, formula: jnp.where(x() < threshold, 0, formula(x()))  # noqa: E731
@@ -168,7 +168,7 @@ def _tokens(order: Order, own: jax.Array, other: jax.Array, places, power) -> Re
     rest = jnp.where(ratio() <= -threshold, below, jnp.where(ratio() < threshold, close, 0))
     excess = up(reach, functools.partial(_far_above, h, jnp.minimum(k, 0)))
     tilted = _Tilted(one, mean(-sign), jnp.where(k > 0, 0, excess))
-    top = _times(power, own - raw[0][..., None]) - k * jnp.clip(ratio(), -far, far)
+    top = _times(power, own - places[0][..., None]) - k * jnp.clip(ratio(), -far, far)
     return Reading(
         Side(powered(own, power), sums),
         Side(powered(other, power), _Other(one, jnp.where(other == jnp.inf, gap, rest))),
@@ -182,8 +182,9 @@ def _within(x: jax.Array, most: jax.Array) -> jax.Array:
     return jnp.where(jnp.abs(x) < most, x, 0)
 
 
-def _ratio(own: jax.Array, other: jax.Array, places, by: int) -> jax.Array:
+def _ratio(own: jax.Array, other: jax.Array, places, by: float) -> jax.Array:
     """X, computed as nobody else does, both centres moved by a number: XLA would write down what is used in several sums."""
+    by /= 64
     return (own - (places[0] + by)[..., None]) - (other - (places[1] + by)[..., None])
 
 
@@ -197,6 +198,11 @@ def powered(logits: jax.Array, power: Scalar | None) -> jax.Array:
 
 def _times(power: Scalar | None, x: jax.Array) -> jax.Array:
     return x if power is None else power * x
+
+
+def _round(place: jax.Array) -> jax.Array:
+    """A number near, to which small binary fractions are added exactly."""
+    return jax.lax.reduce_precision(jnp.round(place * 2**16) / 2**16, 11 if place.dtype == jnp.float64 else 8, 20)
 
 
 def _level(logits: jax.Array, place: jax.Array) -> jax.Array:

@@ -75,7 +75,8 @@ def by_machine(
 ) -> Any:
     """here(*arrays) on a CPU and for small arrays, elsewhere(*arrays) on a GPU or TPU; the same function in two ways.
 
-    Which one is decided where the program is compiled, not by the machine that traces it.
+    Which one is decided where the program is compiled, not by the machine that traces it. Rows of a large vocabulary are not
+    small however few: `jax.vmap` shows one of many.
 
     Args:
         here: of arrays `[..., V]`.
@@ -91,7 +92,8 @@ def by_machine(
         >>> by_machine(lambda x: x + 1, lambda x: 1 + x, None, jnp.zeros(2)).tolist()
         [1.0, 1.0]
     """
-    if arrays[0].size < _SMALL or _has_matrices(div):
+    small = arrays[0].size < _SMALL and arrays[0].shape[-1] < _SHORTEST
+    if small or _has_matrices(div):
         return here(*arrays)
     return jax.lax.platform_dependent(*arrays, cpu=here, default=elsewhere)
 

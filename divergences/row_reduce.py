@@ -7,7 +7,8 @@ compiles it ahead of time for H200 and TPU v5p and v6e (`divax bench --only P5`)
 
 | | value | with its gradient |
 |---|---|---|
-| forward and reverse KL, Jeffreys, their sums: one reading, then the gradient | 2 | 5 |
+| forward and reverse KL, Jeffreys; α, χ², Hellinger; multiples: one reading, then the gradient | 2 | 5 |
+| sums of these: one reading, sometimes two in the gradient | 2 | 5 to 8 |
 | every other f-divergence: one more reading, for the value or the slope's sum | 4 | 7 |
 
 Nothing of the logits' size is kept in between. A hand-written kernel could do better only by holding a row of both models
@@ -18,7 +19,8 @@ from which one would have paid.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -111,13 +113,28 @@ def _sloped(div: AbstractFDivergence, rows: Rows, wanted: Sequence[Any]) -> list
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _scalars(wanted: tuple[bool, ...], div: Any, target: jax.Array, model: jax.Array) -> Scalars:
     """With slopes of the wanted sides."""
-    weights = kl_weights(div)
+    parts = _one_reading(div)
+    if parts is None:
+        return _from_two(wanted, div, target, model)
+    found = [part(wanted, target, model) for part in parts]
+    # XLA makes one reading of all, as they read the same.
+    add = lambda *terms: functools.reduce(operator.add, terms)  # noqa: E731
+    slopes = jax.tree.map(add, *(one.slopes for one in found))
+    return found[0]._replace(value=add(*(one.value for one in found)), slopes=slopes)
+
+
+def _one_reading(div: AbstractFDivergence) -> list[Callable[..., Scalars]] | None:
+    """What gives the scalars of the parts of a sum; None where one of them takes two readings."""
+    weights, multiple = kl_weights(div), alpha_multiple(div)
     if weights is not None:
-        return from_one_reading(wanted, div, weights, target, model)
-    multiple = alpha_multiple(div)
+        return [lambda wanted, *logits: from_one_reading(wanted, div, weights, *logits)]
     if multiple is not None:
-        return _from_affinity(wanted, multiple, target, model)
-    return _from_two(wanted, div, target, model)
+        return [lambda wanted, *logits: _from_affinity(wanted, multiple, *logits)]
+    if not isinstance(div, FMixture) or len(div.parts) < 2:
+        return None
+    terms = zip(div.weights, div.parts, strict=True)
+    parts = [_one_reading(FMixture(weights=(one,), parts=(part,))) for one, part in terms]
+    return None if None in parts else [one for part in parts if part for one in part]
 
 
 @_scalars.defjvp
