@@ -14,7 +14,6 @@ close have A.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from typing import Any, NamedTuple
 
@@ -33,6 +32,10 @@ from divax.divergences.logit_reading import (
     reduced,
 )
 from divax.divergences.numerics import Scalar, exprel, log1prel
+
+
+# The logarithm of the largest factor by which sums relative to one maximum are taken for those relative to another.
+_MOST = 80.0
 
 
 class Order(NamedTuple):
@@ -135,51 +138,44 @@ class _Tilted(NamedTuple):
 
     total: jax.Array
     mean: jax.Array
-    excess: jax.Array
+    rest: jax.Array
 
 
 def _tokens(order: Order, own: jax.Array, other: jax.Array, places, power) -> Reading:
     """What each token adds to the sums, relative to P, Q or T of its own; finite also where that weight is 0.
 
-    Where the other side rules the token out, x = +inf; that counts only for k > 0.
+    A belongs to Q up to some x = b, and what is more than Q·F_α(b) to the larger of P and T, so that it matters little by
+    which copy of x the sides tell that. Where the other side rules the token out, x = +inf; that counts only for k > 0.
     """
     h, k = order.high, order.low
-    far, one, falls = farthest(own), jnp.ones_like(own), k < 0
-    sign, threshold = jnp.where(falls, -1, 1).astype(own.dtype), 1 / jnp.maximum(h, 1)
+    far, one, bound = farthest(own), jnp.ones_like(own), 1 / jnp.maximum(h, 1)
+    sign, edge = jnp.where(k < 0, -1, 1).astype(own.dtype), generator_series(h, bound)
     most = jnp.where(k > 0, jnp.inf, jnp.finfo(own.dtype).max)
+    copies = itertools.count()
+    ratio = lambda: _times(power, _ratio(own, other, places, next(copies)))  # noqa: E731
     above = lambda x: jnp.where(x <= most, jnp.clip(x, 0, far), 0)  # noqa: E731
-    level = lambda x, place: _times(power, _level(x, place))  # noqa: E731
-    count = itertools.count()
-    ratio = lambda: _times(power, _ratio(own, other, places, next(count)))  # noqa: E731
     mean = lambda sign: sign * _bent(k, above(sign * ratio()))  # noqa: E731
-    gap = jnp.clip(level(own, places[0]) - level(other, places[1]), -far, far)
-    x = ratio()
-    alone = indicator((own != -jnp.inf) & (other == -jnp.inf), own)
-    up = lambda x, formula: jnp.where(x() < threshold, 0, formula(x()))  # noqa: E731
-    reach = lambda: above(ratio())  # noqa: E731
-    excess = up(reach, functools.partial(_above, h, jnp.maximum(k, 0)))
-    sums = _Own(
-        one,
-        jnp.where(own == jnp.inf, gap, mean(sign)),
-        jnp.where(k > 0, excess, alone),
+    more = lambda formula, k: jnp.where(  # noqa: E731
+        above(ratio()) <= bound, 0, formula(h, k, above(ratio()), edge)
     )
-    close = generator_series(h, _within(ratio(), threshold))
+    level = lambda x, place: _times(power, _level(x, place))  # noqa: E731
+    gap = jnp.clip(level(own, places[0]) - level(other, places[1]), -far, far)
+    alone = indicator((own != -jnp.inf) & (other == -jnp.inf), own)
+    rest = jnp.where(k > 0, more(_above, jnp.maximum(k, 0)), alone)
+    of_own = _Own(one, jnp.where(own == jnp.inf, gap, mean(sign)), rest)
+    close = generator_series(h, jnp.clip(ratio(), -bound, bound))
     below = _below(h, k, jnp.clip(-ratio(), 0, far))
-    rest = jnp.where(ratio() <= -threshold, below, jnp.where(ratio() < threshold, close, 0))
-    excess = up(reach, functools.partial(_far_above, h, jnp.minimum(k, 0)))
-    tilted = _Tilted(one, mean(-sign), jnp.where(k > 0, 0, excess))
+    # Only where Q is 0 is x not a number.
+    rest = jnp.where(ratio() <= -bound, below, jnp.where(ratio() < jnp.inf, close, 0))
+    of_other = _Other(one, jnp.where(other == jnp.inf, gap, rest))
+    rest = jnp.where(k > 0, 0, more(_far_above, jnp.minimum(k, 0)))
     top = _times(power, own - places[0][..., None]) - k * jnp.clip(ratio(), -far, far)
     return Reading(
-        Side(powered(own, power), sums),
-        Side(powered(other, power), _Other(one, jnp.where(other == jnp.inf, gap, rest))),
+        Side(powered(own, power), of_own),
+        Side(powered(other, power), of_other),
         classes(own, other),
-        Side(jnp.where(other == -jnp.inf, -jnp.inf, top), tilted),
+        Side(jnp.where(other == -jnp.inf, -jnp.inf, top), _Tilted(one, mean(-sign), rest)),
     )
-
-
-def _within(x: jax.Array, most: jax.Array) -> jax.Array:
-    """X where |x| < most, 0 elsewhere."""
-    return jnp.where(jnp.abs(x) < most, x, 0)
 
 
 def _ratio(own: jax.Array, other: jax.Array, places, by: float) -> jax.Array:
@@ -216,14 +212,14 @@ def _bent(k: jax.Array, z: jax.Array) -> jax.Array:
     return jnp.where(rate == 0, z, -jnp.expm1(-rate * z) / _positive(rate))
 
 
-def _above(h: jax.Array, k: jax.Array, z: jax.Array) -> jax.Array:
-    """F_α(z)·e^(−z) for k ≥ 0."""
-    return (jnp.exp(-z) - 1 + _bent(k, z)) / h
+def _above(h: jax.Array, k: jax.Array, z: jax.Array, edge: jax.Array) -> jax.Array:
+    """(F_α(z) − edge)·e^(−z) for k ≥ 0."""
+    return (jnp.exp(-z) * (1 - h * edge) - 1 + _bent(k, z)) / h
 
 
-def _far_above(h: jax.Array, k: jax.Array, z: jax.Array) -> jax.Array:
-    """F_α(z)·e^(−αz) for k < 0."""
-    return (jnp.exp((k - 1) * z) - jnp.exp(k * z) + _bent(k, z)) / h
+def _far_above(h: jax.Array, k: jax.Array, z: jax.Array, edge: jax.Array) -> jax.Array:
+    """(F_α(z) − edge)·e^(−αz) for k ≤ 0."""
+    return (jnp.exp((k - 1) * z) * (1 - h * edge) - jnp.exp(k * z) + _bent(k, z)) / h
 
 
 def _below(h: jax.Array, k: jax.Array, z: jax.Array) -> jax.Array:
@@ -251,90 +247,121 @@ def generator_series(alpha: Scalar, x: jax.Array) -> jax.Array:
 # ---- rows ------------------------------------------------------------------------------------------------------
 
 
-def _finished(order: Order, read: Reading, places) -> Affinity:
-    """Of a row, with P̂ = Σ P and so on: log u = x − ρ, ρ = log P̂/Q̂.
+class _Row(NamedTuple):
+    """A row's sums, the logarithms of their weights, and ρ = log P̂/Q̂, P̂ = Σ P and so on: log u = x − ρ.
 
-    D = E_q[F_α(log u)] = (P̂/Q̂)^{−α}·(A/Q̂ − F_α(ρ)) where P̂/Q̂ − 1 = (S − α·A)/Q̂ is small: second-order terms alone. Elsewhere,
-    log Z = kρ + log(1 − k·S/P̂), from Σ T where that cancels, and D = (Z − 1)/(α(α − 1)).
+    Attributes:
+        own: of P; its top is that of the logits.
+        other: of Q; likewise.
+        tilted: of T.
+        places: what the tops of P, Q and T are relative to the centres.
+        rho: ρ.
+        ratio: the log-ratio of the tokens that are +inf.
+        marked: where there are some.
+        inside: the part of P̂ that takes part.
     """
-    h, k = order.high, order.low
+
+    own: Side
+    other: Side
+    tilted: Side
+    places: tuple[jax.Array, ...]
+    rho: jax.Array
+    ratio: jax.Array
+    marked: jax.Array
+    inside: jax.Array
+
+    def both(self, of_own: jax.Array, of_tilted: jax.Array, place: jax.Array) -> jax.Array:
+        """A sum of which P has a part, and T."""
+        return of_own * _power(self.places[0] - place) + of_tilted * _power(self.places[2] - place)
+
+
+def _row(order: Order, read: Reading, centres) -> _Row:
     own, other, tilted = read.target, read.model, read.extra
-    tops = tuple(
-        finite_top(side.top) - place for side, place in zip((own, other), places, strict=True)
+    assert tilted is not None
+    places = [finite_top(side.top) - c for side, c in zip((own, other), centres, strict=True)]
+    totals = [_positive(side.sums.total) for side in (own, other)]
+    rho = places[0] - places[1] + jnp.log(totals[0] / totals[1])
+    saturated = [side.top == jnp.inf for side in (own, other)]
+    ratio = jnp.where(saturated[0], own.sums.mean / totals[0], other.sums.rest / totals[1])
+    inside = jnp.maximum(totals[0] - jnp.where(order.low > 0, 0, own.sums.rest), 0) / totals[0]
+    found = saturated[1] & ~saturated[0] & (order.low <= 0)
+    inside = jnp.where(found, jnp.exp(jnp.minimum(ratio - rho, 0)), inside)
+    places = (*places, jnp.where(tilted.top == -jnp.inf, 0, tilted.top))
+    return _Row(own, other, tilted, places, rho, ratio, saturated[0] | saturated[1], inside)
+
+
+def _finished(order: Order, read: Reading, centres) -> Affinity:
+    """From W = Σ p·(u^−k − 1)/(−k) over what is inside, which is α·D where that is all: D = (Z − 1)/(α(α − 1))."""
+    h, k, row = order.high, order.low, _row(order, read, centres)
+    own, other = row.own, row.other
+    disjoint = (row.tilted.top == -jnp.inf) | row.marked & (
+        jnp.abs(row.ratio) >= farthest(row.ratio)
     )
-    top = jnp.where(tilted.top == -jnp.inf, 0, tilted.top)
-    disjoint = tilted.top == -jnp.inf
-    outside, above = jnp.where(k > 0, 0, own.sums.rest), jnp.where(k > 0, own.sums.rest, 0)
-    inside = jnp.maximum(own.sums.total - outside, 0)
-    some = _positive(inside)
-    ahead = tops[0] - tops[1]
-    rho = ahead + jnp.log(_positive(own.sums.total) / _positive(other.sums.total))
-    both = lambda of_own, of_tilted, place: (  # noqa: E731
-        of_own * _power(tops[0] - place) + of_tilted * _power(top - place)
-    )
-    mean = both(own.sums.mean, tilted.sums.mean, tops[0]) / some
-    log_t = top + jnp.log(_positive(tilted.sums.total)) - tops[0] - jnp.log(some)
-    # What follows is λ/k, λ the logarithm of Σ p^α·q^k over what is inside, relative to that.
-    # The logarithm loses 1/(1 − k·S/P̂) units, the difference of the maxima some 10 + |ρ|.
-    small = ((1 - k * mean) * (10 + jnp.abs(rho)) > 1) & (top - tops[0] < 80)
-    through = jnp.where(small, k * mean, 0)
-    per_rate = rho + jnp.where(small, -mean * log1prel(-through), log_t / jnp.where(k == 0, 1, k))
-    mark = (own.top == jnp.inf) | (other.top == jnp.inf)
-    ratio = jnp.where(
-        own.top == jnp.inf,
-        own.sums.mean / _positive(own.sums.total),
-        other.sums.rest / _positive(other.sums.total),
-    )
-    per_rate = jnp.where(mark, rho - ratio, per_rate)
-    lam = jnp.where(disjoint & (k > 0), -jnp.inf, k * per_rate)
-    alike = own.top == other.top
-    lam = jnp.where((other.top == jnp.inf) & ~alike & (k > 0), h * (ratio - rho), lam)
-    first = jnp.abs(lam) < 1
-    share = jnp.where(inside > 0, inside / _positive(own.sums.total), 0)
-    found = jnp.exp(jnp.minimum(ratio - rho, 0))
-    share = jnp.where((other.top == jnp.inf) & ~alike & (k <= 0), found, share)
-    slope = share * jnp.where(
-        first,
-        -jnp.where(first, lam / jnp.where(k == 0, 1, k) + jnp.where(k == 0, per_rate, 0), 0)
-        * exprel(jnp.where(first, lam, 0)),
-        -jnp.expm1(lam) / jnp.where(k == 0, 1, k),
-    )
-    weight = _positive(other.sums.total)
-    excess = (both(above, tilted.sums.excess, tops[1]) + other.sums.rest) / weight
-    tilt = both(own.sums.mean, tilted.sums.mean, tops[1]) / weight - h * excess
-    close = (excess < 1) & (jnp.maximum(h, 1) * jnp.abs(tilt) < 0.5) & ~mark & (share == 1)
-    rest = jnp.log1p(jnp.where(close, tilt, 0))
-    precise = jnp.exp(-h * rest) * (jnp.where(close, excess, 0) - generator_series(h, rest))
-    precise = jnp.maximum(precise, 0)
-    slope = jnp.where(close, h * precise, slope)
-    less = 1 - share
+    log_z, slope = _apart(order, row, disjoint)
+    close, precise = _together(order, row)
+    slope, less = jnp.where(close, precise, slope), 1 - row.inside
     z = -k * slope - less
-    log_z = jnp.where(
-        jnp.abs(z) < 0.5,
-        jnp.log1p(jnp.where(jnp.abs(z) < 0.5, z, 0)),
-        lam + jnp.log(_positive(share)),
+    near = jnp.abs(z) < 0.5
+    log_z = jnp.where(near, jnp.log1p(jnp.where(near, z, 0)), log_z)
+    renyi = jnp.where(
+        k == 0, slope / _positive(row.inside), log_z / jnp.where(k == 0, 1, -k)
     )
-    rate = jnp.where(k == 0, 1, -k)
-    renyi = jnp.where(k == 0, slope / _positive(share), log_z / rate)
-    exact = (share == 1) & (jnp.abs(z) < 0.5)
-    renyi = jnp.where(exact, slope * log1prel(jnp.where(exact, -k * slope, 0)), renyi)
-    renyi = jnp.where(order.swapped, -log_z / h, renyi)
-    disjoint |= mark & (jnp.abs(ratio) >= farthest(ratio))
+    exact = (less == 0) & near
+    renyi = jnp.where(exact, slope * log1prel(jnp.where(exact, z, 0)), renyi)
     legal = (own.top != -jnp.inf) & (other.top != -jnp.inf)
     infinite = alone(read.seen, (own.top, other.top))[0] & (k <= 0) & legal
-    value = jnp.where(infinite, jnp.inf, jnp.where(legal, jnp.maximum(slope / h, 0), 0))
-    slopes = jnp.where(legal, slope, 0), jnp.where(legal, (k * slope + less) / h, 0)
     return Affinity(
-        (own.top, other.top),
-        (own.sums.total, other.sums.total),
-        value,
-        jnp.where(legal, jnp.where(disjoint, -jnp.inf, log_z), 0),
-        slopes,
-        jnp.where(legal, renyi, 0),
-        infinite,
-        disjoint & legal,
-        legal,
+        tops=(own.top, other.top),
+        totals=(own.sums.total, other.sums.total),
+        value=jnp.where(infinite, jnp.inf, jnp.where(legal, jnp.maximum(slope / h, 0), 0)),
+        log_z=jnp.where(legal, jnp.where(disjoint, -jnp.inf, log_z), 0),
+        slopes=(jnp.where(legal, slope, 0), jnp.where(legal, (k * slope + less) / h, 0)),
+        renyi=jnp.where(legal, jnp.where(order.swapped, -log_z / h, renyi), 0),
+        infinite=infinite,
+        disjoint=disjoint & legal,
+        legal=legal,
     )
+
+
+def _apart(order: Order, row: _Row, disjoint: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Log Z and W from log Z = kρ + log(1 − k·S/P̂), or from Σ T where that cancels; from one log-ratio where +inf decides."""
+    h, k = order.high, order.low
+    rate = jnp.where(k == 0, 1, k)
+    inside = _positive(row.inside * row.own.sums.total)
+    mean = row.both(row.own.sums.mean, row.tilted.sums.mean, row.places[0]) / inside
+    log_t = jnp.log(_positive(row.tilted.sums.total)) - jnp.log(inside)
+    log_t += row.places[2] - row.places[0]
+    # The logarithm loses 1/(1 − k·S/P̂) units, the difference of the maxima some 10 + |ρ|.
+    small = (1 - k * mean) * (10 + jnp.abs(row.rho)) > 1
+    small &= row.places[2] - row.places[0] < _MOST
+    through = jnp.where(small, k * mean, 0)
+    per_rate = row.rho + jnp.where(small, -mean * log1prel(-through), log_t / rate)
+    per_rate = jnp.where(row.marked, row.rho - row.ratio, per_rate)
+    log_z = jnp.where(disjoint & (k > 0), -jnp.inf, k * per_rate)
+    other_alone = (row.other.top == jnp.inf) & (row.own.top != jnp.inf) & (k > 0)
+    log_z = jnp.where(other_alone, h * (row.ratio - row.rho), log_z)
+    per_rate = jnp.where(other_alone, log_z / rate, per_rate)
+    first = jnp.abs(log_z) < 1
+    near = -jnp.where(first, per_rate, 0) * exprel(jnp.where(first, log_z, 0))
+    slope = row.inside * jnp.where(first, near, -jnp.expm1(log_z) / rate)
+    return log_z + jnp.log(_positive(row.inside)), slope
+
+
+def _together(order: Order, row: _Row) -> tuple[jax.Array, jax.Array]:
+    """Where the models are close, and W there.
+
+    D = E_q[F_α(log u)] = (P̂/Q̂)^{−α}·(A/Q̂ − F_α(ρ)) with P̂/Q̂ − 1 = (S − α·A)/Q̂: second-order terms alone.
+    """
+    h, own, other, tilted = order.high, row.own.sums, row.other.sums, row.tilted.sums
+    of_own = jnp.where(order.low > 0, own.rest, 0)
+    excess = (row.both(of_own, tilted.rest, row.places[1]) + other.rest) / _positive(other.total)
+    mean = row.both(own.mean, tilted.mean, row.places[1]) / _positive(other.total)
+    ahead = mean - h * excess
+    close = (excess < 1) & (jnp.maximum(h, 1) * jnp.abs(ahead) < 0.5)
+    close &= ~row.marked & (row.inside == 1)
+    rho = jnp.log1p(jnp.where(close, ahead, 0))
+    value = jnp.exp(-h * rho) * (jnp.where(close, excess, 0) - generator_series(h, rho))
+    return close, h * jnp.maximum(value, 0)
 
 
 def _positive(x: jax.Array) -> jax.Array:
@@ -342,4 +369,4 @@ def _positive(x: jax.Array) -> jax.Array:
 
 
 def _power(exponent: jax.Array) -> jax.Array:
-    return jnp.exp(jnp.minimum(exponent, 80.0))
+    return jnp.exp(jnp.minimum(exponent, _MOST))

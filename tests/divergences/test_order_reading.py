@@ -15,7 +15,6 @@ MEMBERS = [
     dv.GeometricJS(target_weight=0.3),
     dv.Beta(),
     dv.Gamma(gamma=2.0),
-    dv.ForwardKL() + dv.SquaredHellinger(),
 ]
 ALPHAS = np.array([-1.0, -1e-3, 0.0, 0.3, 0.5, 0.999, 1.0, 2.0])
 
