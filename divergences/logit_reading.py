@@ -98,11 +98,10 @@ def centres(
 
 
 def classes(target: jax.Array, model: jax.Array) -> jax.Array:
-    """Of each token, one of eight bits: whether its logits are −inf, finite or +inf, the target's and the model's; 0 of a token
-    that is impossible under both."""
+    """Of each token, one of nine bits: whether its logits are −inf, finite or +inf, the target's and the model's."""
     kinds = [jnp.where(x == -jnp.inf, 0, jnp.where(x == jnp.inf, 2, 1)) for x in (target, model)]
-    # Bytes: a GPU writes down what it found in parts of a row.
-    return jnp.right_shift(jnp.left_shift(1, 3 * kinds[0] + kinds[1]), 1).astype(jnp.uint8)
+    # A GPU writes down what it found in parts of a row: two bytes of it.
+    return jnp.left_shift(1, 3 * kinds[0] + kinds[1]).astype(jnp.uint16)
 
 
 def alone(seen: jax.Array, tops: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
@@ -116,7 +115,7 @@ def alone(seen: jax.Array, tops: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.
     possible = [[False, ~one, one] for one in saturated]
     for target in range(3):
         for model in range(3):
-            here = (seen & ((1 << (3 * target + model)) >> 1)) != 0
+            here = (seen & (1 << (3 * target + model))) != 0
             p, q = possible[0][target], possible[1][model]
             found[0] |= here & legal & p & jnp.logical_not(q)
             found[1] |= here & legal & q & jnp.logical_not(p)

@@ -198,7 +198,9 @@ def _times(power: Scalar | None, x: jax.Array) -> jax.Array:
 
 def _round(place: jax.Array) -> jax.Array:
     """A number near, to which small binary fractions are added exactly."""
-    return jax.lax.reduce_precision(jnp.round(place * 2**16) / 2**16, 11 if place.dtype == jnp.float64 else 8, 20)
+    return jax.lax.reduce_precision(
+        jnp.round(place * 2**16) / 2**16, 11 if place.dtype == jnp.float64 else 8, 20
+    )
 
 
 def _level(logits: jax.Array, place: jax.Array) -> jax.Array:
@@ -303,9 +305,7 @@ def _finished(order: Order, read: Reading, centres) -> Affinity:
     z = -k * slope - less
     near = jnp.abs(z) < 0.5
     log_z = jnp.where(near, jnp.log1p(jnp.where(near, z, 0)), log_z)
-    renyi = jnp.where(
-        k == 0, slope / _positive(row.inside), log_z / jnp.where(k == 0, 1, -k)
-    )
+    renyi = jnp.where(k == 0, slope / _positive(row.inside), log_z / jnp.where(k == 0, 1, -k))
     exact = (less == 0) & near
     renyi = jnp.where(exact, slope * log1prel(jnp.where(exact, z, 0)), renyi)
     legal = (own.top != -jnp.inf) & (other.top != -jnp.inf)
