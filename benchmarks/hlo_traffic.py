@@ -4,8 +4,24 @@ import re
 
 # What changes each element by itself: of a slice of its result only that slice is computed.
 ELEMENTWISE = frozenset(
-    ("convert", "multiply", "divide", "add", "subtract", "select", "compare", "clamp", "and", "or", "not", "is-finite", "maximum", "minimum", "negate")
-)  # fmt: skip
+    [
+        "convert",
+        "multiply",
+        "divide",
+        "add",
+        "subtract",
+        "select",
+        "compare",
+        "clamp",
+        "and",
+        "or",
+        "not",
+        "is-finite",
+        "maximum",
+        "minimum",
+        "negate",
+    ]
+)
 SIZES = {"bf16": 2, "f32": 4, "pred": 1, "s32": 4, "u32": 4, "f16": 2, "s8": 1, "u8": 1, "f64": 8}
 
 

@@ -82,7 +82,8 @@ def centres(
 ) -> tuple[jax.Array, jax.Array]:
     """Two numbers near the logits whose difference is E_p[target − model] over a few tokens, 0 if these say nothing.
 
-    The logits are `scaled` before. Any numbers would do, but the closer they come to the mean of the whole row, the more precise.
+    The logits are `scaled` before. Any numbers would do, but the closer they come to the mean of the whole row, the more
+    precise.
     """
     few = _SAMPLE if target.shape[-1] >= _SAMPLE.stop else slice(0, 64)
     # Without the barrier a TPU takes these tokens from a copy of all logits.

@@ -31,7 +31,7 @@ def rows():
     target[6, :9], model[6, 5:30] = -np.inf, -np.inf
     target[7, 200:], model[7, 100:300] = -1e9, -3e4
     target[8, 3] = 90
-    return target.astype(np.float32), model.astype(np.float32)
+    return jnp.asarray(target, jnp.float32), jnp.asarray(model, jnp.float32)
 
 
 def exact(alpha, target, model):
@@ -82,7 +82,7 @@ def test_in_fifty_digits():
     of = np.stack(jax.jit(jax.vmap(found))(alphas, np.float32(1 - np.float64(alphas))), -1)
     want = np.array([[exact(a, t, s) for t, s in zip(target, model, strict=True)] for a in alphas])
     np.testing.assert_array_equal(np.isinf(of[..., 0]), np.isinf(want[..., 0]))
-    places = centres(jnp.asarray(target), jnp.asarray(model))
+    places = centres(target, model)
     off = mean_ratio(target, model) - np.float64(places[0] - places[1])
     for x, y in zip(np.moveaxis(of, -1, 0), np.moveaxis(want, -1, 0), strict=True):
         some = np.isfinite(x) & np.isfinite(y) & (np.abs(y) < 1e30)
