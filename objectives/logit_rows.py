@@ -1,10 +1,12 @@
 """What the objectives on teacher's logits share: rows that are checked, silenced, softened, split."""
 
+import functools
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from divax.divergences import log_softmax
@@ -101,10 +103,24 @@ def weigh(weight: jax.Array, rows: jax.Array) -> jax.Array:
     return weight * jnp.where((weight == 0) & jnp.isinf(rows), 0, rows)
 
 
+@jax.custom_jvp
 def soften(logits: jax.Array, temperature: jax.Array) -> jax.Array:
     """`logits / T`, where the gradient with respect to T is 0 and not NaN at -inf logits."""
-    impossible = logits == -jnp.inf
-    return jnp.where(impossible, -jnp.inf, jnp.where(impossible, 0, logits) / temperature)
+    # Nothing but the division: a comparison beside it, a GPU would write down.
+    return logits / temperature
+
+
+@functools.partial(soften.defjvp, symbolic_zeros=True)
+def _soften_jvp(primals, tangents):
+    logits, temperature = primals
+    softened, (dot, temperature_dot) = soften(logits, temperature), tangents
+    tangent = jnp.zeros_like(softened)
+    if not isinstance(dot, SymbolicZero):
+        tangent += dot / temperature
+    if not isinstance(temperature_dot, SymbolicZero):
+        slope = jnp.where(logits == -jnp.inf, 0, logits) / temperature**2
+        tangent -= slope * temperature_dot
+    return softened, tangent
 
 
 def is_label(logits: jax.Array, labels: jax.Array) -> jax.Array:
