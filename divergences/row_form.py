@@ -257,7 +257,12 @@ class DivergenceForm(AbstractRowForm):
     def slopes(self, first: FirstReading, part: Part, wanted: tuple[bool, ...]) -> Any:
         """`SlopeSums` of each side that is wanted."""
         sides = self._sloped(self.rows_of(first, part), wanted)
-        return tuple(None if side is None else slope_sums(*side) for side in sides)
+        # Of the likeliest token, whatever rounding makes of it.
+        most = [1.001 / one.total[:, None] for one in (first.target, first.model)]
+        return tuple(
+            None if side is None else slope_sums(*side, cancel=cancel, most=top)
+            for side, cancel, top in zip(sides, self.div.slopes_cancel, most, strict=True)
+        )
 
     def known_slopes(self, first: FirstReading, wanted: tuple[bool, ...]) -> Any | None:
         """Σ model_slope: 0 for KL(p‖q), KL(q‖p) itself for the other."""

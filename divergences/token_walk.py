@@ -42,6 +42,7 @@ class Plan:
         form: the same function of the params as an `AbstractRowForm`, if it has one.
         chunk: tokens at a time.
         vocab_chunk: tokens of the vocabulary at a time, in a form or where a gradient of a head is added up.
+        reading_chunk: likewise, where a form reads logits and multiplies nothing.
         vocab_size: of the function; heads may have more columns.
         shard: which part of the vocabulary that is, where devices share it.
     """
@@ -50,6 +51,7 @@ class Plan:
     form: Callable[[Any], AbstractRowForm] | None
     chunk: int
     vocab_chunk: int
+    reading_chunk: int
     vocab_size: int
     shard: Shard = WHOLE
 
@@ -168,9 +170,14 @@ def wanted_sides(flags: Any) -> list[bool]:
 def _form_of_chunk(plan: Plan, operands: Operands, chunk: Chunk, flags: Any, sums: Any):
     """Outputs, extras and the sums with what a form adds to them."""
     assert plan.form is not None
-    vocabulary = steps_of(plan.vocab_size, plan.vocab_chunk, multiple=128)
+    reading, multiplying = (
+        steps_of(plan.vocab_size, size, multiple=128)
+        for size in (plan.reading_chunk, plan.vocab_chunk)
+    )
     wanted = wanted_sides(flags)
-    form = ChunkForm(plan.form(operands.params), vocabulary, plan.shard, chunk, wanted)
+    form = ChunkForm(
+        plan.form(operands.params), (reading, multiplying), plan.shard, chunk, wanted
+    )
     if chunk.weights is None or not any(wanted):
         return *form.evaluated(), sums
     outputs, extras, by_sides = form.differentiated(sums[1])
