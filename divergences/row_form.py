@@ -123,6 +123,18 @@ def mean_logit(logits: jax.Array, of: Mass) -> jax.Array:
     return jnp.where(of.total > 0, mean, 0)
 
 
+def picked_logit(
+    logits: jax.Array, columns: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Of a part, the label's logit, 0 where it is not there, and whether it is; columns as in `Part`, labels `[C]`."""
+    places = jnp.arange(len(columns), dtype=columns.dtype)
+    # Ids follow one another but for the −1 of columns that do not belong to the part.
+    place = jnp.clip(labels - jnp.max(columns - places), 0, len(columns) - 1)
+    met = (columns[place] == labels) & (labels >= 0)
+    picked = jnp.take_along_axis(logits, place[:, None], 1)[:, 0]
+    return jnp.where(met, picked, 0), met.astype(logits.dtype)
+
+
 def centre_at(logits: jax.Array, mass: Mass) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Centred logits, log-sum and which are possible, as `split_centred` takes them."""
     possible, shift = logits > -jnp.inf, _finite_top(mass.top)[:, None]

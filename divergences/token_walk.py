@@ -82,7 +82,7 @@ def walk_tokens(
     Args:
         plan: what to do.
         operands: of what.
-        cotangents: like the outputs, `[N]` each; not read where no gradient is wanted.
+        cotangents: like the outputs, `[N]` each, None for zeros; not read where no gradient is wanted.
         wanted: for each leaf of `(params, sides)`, whether its gradient is; none if empty.
 
     Returns:
@@ -209,7 +209,7 @@ def _of_chunk(plan: Plan, operands: Operands, chunk: Chunk, flags: Any):
     if weights is None or not any(flag for group in wants for flag in group):
         return *shard.all_rows(of(_split(parts, wants)), counts.size), None
     outputs, pull, extras = jax.vjp(of, _split(parts, wants), has_aux=True)
-    by_params, by_logits, by_caps = pull(weights)[0]
+    by_params, by_logits, by_caps = pull(_filled(outputs, weights))[0]
     # An infinite value may leave a NaN in a row that does not count.
     by_logits = [
         None if z is None else jnp.where(counts[:, None], shard.own_columns(z, counts.size), 0)
@@ -217,6 +217,14 @@ def _of_chunk(plan: Plan, operands: Operands, chunk: Chunk, flags: Any):
     ]
     outputs, extras = shard.all_rows((outputs, extras), counts.size)
     return outputs, extras, _Pulled(by_params, by_logits, by_caps, sides)
+
+
+def _filled(outputs: Any, weights: Any) -> Any:
+    """The weights, with zeros for outputs that have none."""
+    fill = lambda output, weight: (  # noqa: E731
+        jnp.zeros_like(output) if weight is None and output is not None else weight
+    )
+    return jax.tree.map(fill, outputs, weights, is_leaf=lambda x: x is None)
 
 
 def _split(parts, wants):
