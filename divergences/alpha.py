@@ -67,7 +67,7 @@ class Alpha(AbstractFDivergence):
         upper, apart, power = self.alpha >= 0.5, pair.p - pair.q, pair.log_power(self.alpha)
         # p·(u^{α−1} − 1)/(α − 1) or, for the other half, q·(u^α − 1)/α: one exponential.
         slope = scaled_expm1(
-            jnp.where(upper, pair.p, pair.q), power, self.alpha - jnp.where(upper, 1, 0), x
+            jnp.where(upper, pair.p, pair.q), power, self.alpha - jnp.where(upper, 1.0, 0.0), x
         )
         far = jnp.where(upper, slope - apart, apart - slope)
         far = far / jnp.where(upper, self.alpha, 1 - self.alpha)
