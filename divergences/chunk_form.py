@@ -59,7 +59,9 @@ class ChunkForm:
 
     def part(self, steps: Steps, j: Any) -> tuple[Part, list[jax.Array]]:
         """The part, and its logits before the cap."""
-        raws = [jax.lax.dynamic_slice_in_dim(raw, steps.start(j), steps.size, 1) for raw in self.raws]
+        raws = [
+            jax.lax.dynamic_slice_in_dim(raw, steps.start(j), steps.size, 1) for raw in self.raws
+        ]
         capped = [side.capped(raw) for side, raw in zip(self.chunk.sides, raws, strict=True)]
         return make_part(steps, self.shard, j, capped, self.chunk.rows), raws
 

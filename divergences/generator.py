@@ -170,7 +170,7 @@ class Generator(AbstractFDivergence):
         x = jnp.where(near, pair.log_u, jnp.zeros_like(pair.log_u))
         x = x + x * x * excess_over_square(x)
         elsewhere = far(pair, jnp.where(near, jnp.ones_like(pair.log_u), pair.log_u))
-        return jnp.where(near, mass * jnp.polyval(jnp.asarray(taylor, x.dtype), x), elsewhere)
+        return jnp.where(near, mass * _polynomial(taylor, x), elsewhere)
 
     def _standard(self, u: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The generator in standard form and its derivative."""
@@ -179,15 +179,16 @@ class Generator(AbstractFDivergence):
         return value - constant - slope * (u - 1), derivative - slope
 
     def _perspective(self, pair: Pair, log_u: jax.Array) -> jax.Array:
-        """q·f(p/q) away from u = 1, as p·f(u)/u for u > 1: q may underflow while p does not."""
+        """q·f(p/q) away from u = 1, for large u as p·f(u)/u: q may underflow while p does not."""
         u = _bounded_exp(log_u)
         value, derivative = self._standard(u)
-        above = log_u > 0
-        scaled = jnp.where(above, pair.p / u, pair.q) * value
         if not math.isinf(self.edge.slope_at_infinity):
-            return scaled
-        rate = derivative - value / u  # d(f/u)/d log u
+            # Then p·f(u)/u is negligible where q underflows, unless u is out of bounds.
+            mass = jnp.where(log_u > _LOG_U_MAX, pair.p * math.exp(-_LOG_U_MAX), pair.q)
+            return mass * value
+        above, rate = log_u > 0, derivative - value / u  # d(f/u)/d log u
         further = jnp.maximum(log_u - _LOG_U_MAX, 0)
+        scaled = jnp.where(above, pair.p / u, pair.q) * value
         return scaled + jnp.where(above, pair.p * rate * further, 0)
 
     def link(self, s: ArrayLike) -> jax.Array:
@@ -241,6 +242,14 @@ class Generator(AbstractFDivergence):
     def dual(self) -> FDual:
         """u·f(1/u)."""
         return FDual(inner=self)
+
+
+def _polynomial(coefficients: np.ndarray, x: jax.Array) -> jax.Array:
+    """Highest power first; numbers, not an array, of which a compiler would keep one of x's size for each."""
+    total = jnp.zeros_like(x)
+    for coefficient in coefficients:
+        total = total * x + float(coefficient)
+    return total
 
 
 def _bounded_exp(log_u: jax.Array) -> jax.Array:

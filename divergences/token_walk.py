@@ -175,9 +175,7 @@ def _form_of_chunk(plan: Plan, operands: Operands, chunk: Chunk, flags: Any, sum
         for size in (plan.reading_chunk, plan.vocab_chunk)
     )
     wanted = wanted_sides(flags)
-    form = ChunkForm(
-        plan.form(operands.params), (reading, multiplying), plan.shard, chunk, wanted
-    )
+    form = ChunkForm(plan.form(operands.params), (reading, multiplying), plan.shard, chunk, wanted)
     if chunk.weights is None or not any(wanted):
         return *form.evaluated(), sums
     outputs, extras, by_sides = form.differentiated(sums[1])

@@ -166,9 +166,7 @@ class TokenForm(AbstractRowForm):
             for leaf, own in zip(leaves, program.invars, strict=True)
         )
 
-    def _own_terms(
-        self, first: Reading, weights: TokenStatistics, part: Part
-    ) -> list[jax.Array]:
+    def _own_terms(self, first: Reading, weights: TokenStatistics, part: Part) -> list[jax.Array]:
         """Σ weight·statistic by the model's logits, without the divergence."""
         log_q = softened(part.logits[-1], self.temperature) - first.model.log[:, None]
         q, terms = jnp.exp(log_q), []
