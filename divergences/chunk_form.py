@@ -57,6 +57,10 @@ class ChunkForm:
         """The part, where it is read only."""
         return self.part(self.reading, j)[0]
 
+    def viewed(self, j: Any) -> Part:
+        """The same after the first reading."""
+        return self.form.viewed(self.first, self.read(j))
+
     def part(self, steps: Steps, j: Any) -> tuple[Part, list[jax.Array]]:
         """The part, and its logits before the cap."""
         raws = [
@@ -71,7 +75,7 @@ class ChunkForm:
 
     def evaluated(self) -> tuple[Any, Any]:
         """The same, of one more reading."""
-        values = lambda j: self.form.values(self.first, self.read(j))  # noqa: E731
+        values = lambda j: self.form.values(self.first, self.viewed(j))  # noqa: E731
         return self.outputs(self.shard.summed(added_up(self.reading, values)))
 
     def differentiated(self, sums: tuple[LinearLogits, ...]) -> tuple[Any, Any, tuple]:
@@ -80,11 +84,11 @@ class ChunkForm:
         slopes = form.known_slopes(first, wants)
         on_the_way = slopes is not None
         if on_the_way:
-            values = zeros_of(lambda: form.values(first, self.read(0)))
+            values = zeros_of(lambda: form.values(first, self.viewed(0)))
         else:
 
             def both(j):
-                part = self.read(j)
+                part = self.viewed(j)
                 return form.values(first, part), form.slopes(first, part, wants)
 
             values, slopes = self.shard.summed(added_up(self.reading, both))
@@ -92,6 +96,7 @@ class ChunkForm:
         def pull(j, carry):
             values, sums = carry
             part, raws = self.part(self.multiplying, j)
+            part = form.viewed(first, part)
             by = form.gradient(first, slopes, self.chunk.weights, part, wants)
             if on_the_way:
                 values = jax.tree.map(jnp.add, values, form.values(first, part))

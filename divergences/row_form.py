@@ -27,11 +27,13 @@ class Part(NamedTuple):
         logits: of each side, `[C, b]`; −inf in columns that do not belong to the part.
         columns: the tokens' ids, `[b]`, −1 where they do not belong to it.
         rows: what else is known of the rows, a pytree of `[C, ...]`.
+        view: what a form makes of the logits once for values, slopes and gradients; None before.
     """
 
     logits: tuple[jax.Array, ...]
     columns: jax.Array
     rows: Any
+    view: Any = None
 
 
 class AbstractRowForm(abc.ABC):
@@ -49,6 +51,10 @@ class AbstractRowForm(abc.ABC):
     @abc.abstractmethod
     def merge(self, one: Any, other: Any) -> Any:
         """That of two parts together, in the vocabulary's order."""
+
+    def viewed(self, first: Any, part: Part) -> Part:
+        """The part with its view: made twice, it would be computed twice, for no compiler sees that both are equal."""
+        return part
 
     @abc.abstractmethod
     def values(self, first: Any, part: Part) -> Any:
@@ -225,8 +231,14 @@ class DivergenceForm(AbstractRowForm):
             merged_mass(one.target, other.target), merged_mass(one.model, other.model), gap
         )
 
+    def viewed(self, first: FirstReading, part: Part) -> Part:
+        """The part with its `rows_of`."""
+        return part._replace(view=self.rows_of(first, part))
+
     def rows_of(self, first: FirstReading, part: Part) -> Rows:
         """The part, split by support."""
+        if part.view is not None:
+            return part.view
         if self.full:
             return self._full_rows_of(first, part)
         legal = (first.target.top > -jnp.inf) & (first.model.top > -jnp.inf)

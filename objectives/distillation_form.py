@@ -105,6 +105,10 @@ class DistillationForm(AbstractRowForm):
             best,  # type: ignore[arg-type]
         )
 
+    def viewed(self, first: Reading, part: Part) -> Part:
+        """As the divergence sees it."""
+        return self._inner.viewed(first.pair, part)
+
     def values(self, first: Reading, part: Part) -> Any:
         """The divergence's."""
         return self._inner.values(first.pair, part)

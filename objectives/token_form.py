@@ -104,6 +104,10 @@ class TokenForm(AbstractRowForm):
             None if self.divergence is None else self._inner.merge(one.pair, other.pair),
         )
 
+    def viewed(self, first: Reading, part: Part) -> Part:
+        """As the divergence sees it."""
+        return part if self.divergence is None else self._inner.viewed(first.pair, part)
+
     def values(self, first: Reading, part: Part) -> Any:
         """The divergence's."""
         return () if self.divergence is None else self._inner.values(first.pair, part)
