@@ -151,7 +151,8 @@ def fused_linear_rows(
 
     What is done with the rows decides their gradients, so these take a second walk, in the backward pass: one more
     product with each head than `fused_linear`, which is the one to take where the weights of the rows are known. Nothing
-    is kept between the two but the arguments.
+    is kept between the two but the arguments. Behind frozen heads one walk is enough: the gradient by a row's states is
+    a multiple of what the first walk keeps of it.
 
     Args:
         div: as in `fused_linear`, like everything else but the mask.
