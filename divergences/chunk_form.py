@@ -34,27 +34,40 @@ class Chunk(NamedTuple):
 
 
 class ChunkForm:
-    """The form, the chunk's logits, and the parts of the vocabulary they are read in; lives while a walk is traced."""
+    """The form, the chunk's logits, and the parts of the vocabulary in which they are read, and multiplied.
+
+    It lives while a walk is traced.
+    """
 
     def __init__(
         self,
         form: AbstractRowForm,
-        vocabulary: Steps,
+        steps: tuple[Steps, Steps],
         shard: Shard,
         chunk: Chunk,
         wanted: list[bool],
     ):
-        self.form, self.vocabulary, self.chunk, self.wanted = form, vocabulary, chunk, tuple(wanted)
+        self.form, self.chunk, self.wanted = form, chunk, tuple(wanted)
+        self.reading, self.multiplying = steps
         self.shard, self.raws = shard, tuple(side.raw() for side in chunk.sides)
-        first = first_reading(form, vocabulary, lambda j: self.part(j)[0])
+        first = first_reading(form, self.reading, self.read)
         self.first = shard.merged(form.merge, first)
 
-    def part(self, j: Any) -> tuple[Part, list[jax.Array]]:
+    def read(self, j: Any) -> Part:
+        """The part, where it is read only."""
+        return self.part(self.reading, j)[0]
+
+    def viewed(self, j: Any) -> Part:
+        """The same after the first reading."""
+        return self.form.viewed(self.first, self.read(j))
+
+    def part(self, steps: Steps, j: Any) -> tuple[Part, list[jax.Array]]:
         """The part, and its logits before the cap."""
-        start, size = self.vocabulary.start(j), self.vocabulary.size
-        raws = [jax.lax.dynamic_slice_in_dim(raw, start, size, 1) for raw in self.raws]
+        raws = [
+            jax.lax.dynamic_slice_in_dim(raw, steps.start(j), steps.size, 1) for raw in self.raws
+        ]
         capped = [side.capped(raw) for side, raw in zip(self.chunk.sides, raws, strict=True)]
-        return make_part(self.vocabulary, self.shard, j, capped, self.chunk.rows), raws
+        return make_part(steps, self.shard, j, capped, self.chunk.rows), raws
 
     def outputs(self, values: Any) -> tuple[Any, Any]:
         """The outputs and extras."""
@@ -62,8 +75,8 @@ class ChunkForm:
 
     def evaluated(self) -> tuple[Any, Any]:
         """The same, of one more reading."""
-        values = lambda j: self.form.values(self.first, self.part(j)[0])  # noqa: E731
-        return self.outputs(self.shard.summed(added_up(self.vocabulary, values)))
+        values = lambda j: self.form.values(self.first, self.viewed(j))  # noqa: E731
+        return self.outputs(self.shard.summed(added_up(self.reading, values)))
 
     def differentiated(self, sums: tuple[LinearLogits, ...]) -> tuple[Any, Any, tuple]:
         """The same and the sides' gradients added to their sums, None where nobody asked."""
@@ -71,18 +84,19 @@ class ChunkForm:
         slopes = form.known_slopes(first, wants)
         on_the_way = slopes is not None
         if on_the_way:
-            values = zeros_of(lambda: form.values(first, self.part(0)[0]))
+            values = zeros_of(lambda: form.values(first, self.viewed(0)))
         else:
 
             def both(j):
-                part = self.part(j)[0]
+                part = self.viewed(j)
                 return form.values(first, part), form.slopes(first, part, wants)
 
-            values, slopes = self.shard.summed(added_up(self.vocabulary, both))
+            values, slopes = self.shard.summed(added_up(self.reading, both))
 
         def pull(j, carry):
             values, sums = carry
-            part, raws = self.part(j)
+            part, raws = self.part(self.multiplying, j)
+            part = form.viewed(first, part)
             by = form.gradient(first, slopes, self.chunk.weights, part, wants)
             if on_the_way:
                 values = jax.tree.map(jnp.add, values, form.values(first, part))
@@ -91,7 +105,7 @@ class ChunkForm:
                 for one in zip(self.chunk.sides, raws, by, sums, strict=True)
             )
 
-        values, sums = self.vocabulary.fold(pull, (values, sums))
+        values, sums = self.multiplying.fold(pull, (values, sums))
         return *self.outputs(self.shard.summed(values) if on_the_way else values), sums
 
     def _multiplied(self, j, part: Part, side: LinearLogits, raw, by, sums: LinearLogits):
@@ -101,8 +115,8 @@ class ChunkForm:
         # An infinite value may leave a NaN in a row that does not count.
         counts = self.chunk.counts[:, None] & (part.columns >= 0)[None, :]
         by = jnp.where(counts, side.uncapped(raw, by), 0)
-        start = self.vocabulary.start(j)
-        columns = side.columns_at(start, self.vocabulary.size)
+        start = self.multiplying.start(j)
+        columns = side.columns_at(start, self.multiplying.size)
         terms = list(zip(side.inputs, columns.weights, side.tied, strict=True))
         wides = [by.astype(jnp.promote_types(x.dtype, w.dtype)) for x, w, _ in terms]
         inputs = tuple(

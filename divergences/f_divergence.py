@@ -272,14 +272,18 @@ def sided_slopes(
 
 def sided_gradients(div, wanted, rows, full) -> list[jax.Array | None]:
     """The gradients by the logits of each side that is wanted."""
-    sides = sided_slopes(div, wanted, rows, full)
+    known = zip(
+        sided_slopes(div, wanted, rows, full),
+        div.slopes_cancel,
+        rows.most or (None, None),
+        rows.relative or (None, None),
+        strict=True,
+    )
     return [
         None
         if side is None
-        else centred(side[0], side[1], slope_sums(side[0], side[1], cancel=cancel, most=most))
-        for side, cancel, most in zip(
-            sides, div.slopes_cancel, rows.most or (None, None), strict=True
-        )
+        else centred(*side, slope_sums(*side, cancel=cancel, most=most, relative=relative))
+        for side, cancel, most, relative in known
     ]
 
 

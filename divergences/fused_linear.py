@@ -151,7 +151,8 @@ def fused_linear_rows(
 
     What is done with the rows decides their gradients, so these take a second walk, in the backward pass: one more
     product with each head than `fused_linear`, which is the one to take where the weights of the rows are known. Nothing
-    is kept between the two but the arguments.
+    is kept between the two but the arguments. Behind frozen heads one walk is enough: the gradient by a row's states is
+    a multiple of what the first walk keeps of it.
 
     Args:
         div: as in `fused_linear`, like everything else but the mask.
@@ -315,13 +316,14 @@ def make_plan(
     for name, value in (("chunk", chunk), ("vocab_chunk", vocab_chunk)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
+    cpu, vocab_chunk = jax.default_backend() == "cpu", vocab_chunk or 8192
     if chunk is None:
         # A CPU wants a chunk's logits near its caches; others want matrix products that read the heads seldom.
-        least, most, budget = (
-            (64, 256, 2**27) if jax.default_backend() == "cpu" else (1024, 4096, 2**30)
-        )
+        least, most, budget = (64, 256, 2**27) if cpu else (1024, 4096, 2**30)
         chunk = min(max(budget // (8 * vocab_size), least), most)
-    return Plan(of_logits, form, chunk, vocab_chunk or 8192, vocab_size)
+    # A megabyte at a time: what is made of it stays in a core's cache, where that is what takes the time.
+    reading = min(max(2**18 // chunk, 128), vocab_chunk) if cpu else vocab_chunk
+    return Plan(of_logits, form, chunk, vocab_chunk, reading, vocab_size)
 
 
 def common_vocabulary(sides: tuple[LinearLogits, ...], vocab_size: int | None) -> int:

@@ -16,7 +16,7 @@ from divax.divergences.algebra import FDual
 from divax.divergences.base import divergence
 from divax.divergences.f_divergence import AbstractFDivergence, Limits
 from divax.divergences.monotone import invert_increasing
-from divax.divergences.numerics import exprel
+from divax.divergences.numerics import excess_over_square, exprel
 from divax.divergences.rows import Pair, pair_at
 
 # Near u = 1 the generator is replaced by its Taylor polynomial in u − 1 to this order. At |u − 1| = 0.03 the first term
@@ -133,41 +133,63 @@ class Generator(AbstractFDivergence):
 
     def summand(self, pair: Pair) -> jax.Array:
         """q·f(u), by the Taylor polynomial near u = 1."""
-        near, x, log_u = _regions(pair.log_u)
-        polynomial = pair.q * jnp.polyval(jnp.asarray(self.taylor[::-1], x.dtype), x)
-        return jnp.where(near & self.smooth, polynomial, self._perspective(pair, log_u))
+        taylor = np.asarray(self.taylor[::-1])
+        return self._by_regions(pair, pair.q, taylor, self._perspective)
 
     def target_slope(self, pair: Pair) -> jax.Array:
         """p·f′(u)."""
-        near, x, log_u = _regions(pair.log_u)
         d_taylor = np.polyder(np.asarray(self.taylor[::-1]))
-        polynomial = pair.p * jnp.polyval(jnp.asarray(d_taylor, x.dtype), x)
-        u = jnp.exp(jnp.clip(log_u, -_LOG_U_MAX, _LOG_U_MAX))
-        far = pair.p * (_derivative(self.function)(u) - self.at_one[1])
+        far = lambda pair, log_u: pair.p * self._standard(_bounded_exp(log_u))[1]  # noqa: E731
         # At u = 1 of a kink the subgradient is 0, as for total variation.
-        return jnp.where(near & self.smooth, polynomial, jnp.where(pair.log_u == 0, 0, far))
+        slope = self._by_regions(pair, pair.p, d_taylor, far)
+        return slope if self.smooth else jnp.where(pair.log_u == 0, 0, slope)
 
     def model_slope(self, pair: Pair) -> jax.Array:
         """q·(f(u) − u·f′(u))."""
-        near, x, log_u = _regions(pair.log_u)
         taylor = np.asarray(self.taylor[::-1])
         g_taylor = np.polysub(taylor, np.polymul(np.polyder(taylor), [1.0, 1.0]))
-        polynomial = pair.q * jnp.polyval(jnp.asarray(g_taylor, x.dtype), x)
-        u = jnp.exp(jnp.clip(log_u, -_LOG_U_MAX, _LOG_U_MAX))
-        d_far = pair.p * (_derivative(self.function)(u) - self.at_one[1])
-        far = jnp.where(pair.log_u == 0, 0, self._perspective(pair, log_u) - d_far)
-        return jnp.where(near & self.smooth, polynomial, far)
+
+        def far(pair: Pair, log_u: jax.Array) -> jax.Array:
+            by_target = pair.p * self._standard(_bounded_exp(log_u))[1]
+            return self._perspective(pair, log_u) - by_target
+
+        slope = self._by_regions(pair, pair.q, g_taylor, far)
+        return slope if self.smooth else jnp.where(pair.log_u == 0, 0, slope)
+
+    def _by_regions(
+        self,
+        pair: Pair,
+        mass: jax.Array,
+        taylor: np.ndarray,
+        far: Callable[[Pair, jax.Array], jax.Array],
+    ) -> jax.Array:
+        """Mass times a polynomial in u − 1 near u = 1, and what `far` makes of the pair elsewhere."""
+        if not self.smooth:
+            return far(pair, pair.log_u)
+        near = jnp.abs(pair.log_u) < _SERIES_BELOW
+        x = jnp.where(near, pair.log_u, jnp.zeros_like(pair.log_u))
+        x = x + x * x * excess_over_square(x)
+        elsewhere = far(pair, jnp.where(near, jnp.ones_like(pair.log_u), pair.log_u))
+        return jnp.where(near, mass * _polynomial(taylor, x), elsewhere)
+
+    def _standard(self, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The generator in standard form and its derivative."""
+        constant, slope = self.at_one
+        value, derivative = jax.jvp(self.function, (u,), (jnp.ones_like(u),))
+        return value - constant - slope * (u - 1), derivative - slope
 
     def _perspective(self, pair: Pair, log_u: jax.Array) -> jax.Array:
-        """q·f(p/q) away from u = 1, as p·f(u)/u for u > 1: q may underflow while p does not."""
-        bounded = jnp.clip(log_u, -_LOG_U_MAX, _LOG_U_MAX)
-        u = jnp.exp(bounded)
-        constant, slope = self.at_one
-        value = self.function(u) - constant - slope * (u - 1)
-        over_u = value / u
-        rate = _derivative(self.function)(u) - slope - over_u  # d(f/u)/d log u
-        beyond = jnp.where(jnp.isinf(self.edge.slope_at_infinity), rate * (log_u - bounded), 0)
-        return jnp.where(log_u > 0, pair.p * (over_u + beyond), pair.q * value)
+        """q·f(p/q) away from u = 1, for large u as p·f(u)/u: q may underflow while p does not."""
+        u = _bounded_exp(log_u)
+        value, derivative = self._standard(u)
+        if not math.isinf(self.edge.slope_at_infinity):
+            # Then p·f(u)/u is negligible where q underflows, unless u is out of bounds.
+            mass = jnp.where(log_u > _LOG_U_MAX, pair.p * math.exp(-_LOG_U_MAX), pair.q)
+            return mass * value
+        above, rate = log_u > 0, derivative - value / u  # d(f/u)/d log u
+        further = jnp.maximum(log_u - _LOG_U_MAX, 0)
+        scaled = jnp.where(above, pair.p / u, pair.q) * value
+        return scaled + jnp.where(above, pair.p * rate * further, 0)
 
     def link(self, s: ArrayLike) -> jax.Array:
         """∫₀ˢ weight, by quadrature: f(u) − u·f′(u) loses all its digits to cancellation for large u."""
@@ -222,11 +244,17 @@ class Generator(AbstractFDivergence):
         return FDual(inner=self)
 
 
-def _regions(log_u: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Whether u is near 1, u − 1 there (0 elsewhere), and log u elsewhere (1 there)."""
-    near = jnp.abs(log_u) < _SERIES_BELOW
-    x = jnp.expm1(jnp.where(near, log_u, jnp.zeros_like(log_u)))
-    return near, x, jnp.where(near, jnp.ones_like(log_u), log_u)
+def _polynomial(coefficients: np.ndarray, x: jax.Array) -> jax.Array:
+    """Highest power first; numbers, not an array, of which a compiler would keep one of x's size for each."""
+    total = jnp.zeros_like(x)
+    for coefficient in coefficients:
+        total = total * x + float(coefficient)
+    return total
+
+
+def _bounded_exp(log_u: jax.Array) -> jax.Array:
+    """U, where f can be asked for it."""
+    return jnp.exp(jnp.clip(log_u, -_LOG_U_MAX, _LOG_U_MAX))
 
 
 def _derivative(f: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:

@@ -32,6 +32,7 @@ def slope_sums(
     *,
     cancel: bool = False,
     most: jax.Array | None = None,
+    relative: jax.Array | None = None,
 ) -> SlopeSums:
     """The sums over the last axis.
 
@@ -40,6 +41,7 @@ def slope_sums(
         probability: likewise.
         cancel: whether the slopes add up to 0 by themselves, as p − q do: the total is then enough.
         most: the largest probability of each row; if none dominates, nobody's rest is added up.
+        relative: all probabilities over these, if somebody has them: what they are made of is there anyway.
     """
     total = jnp.sum(slope, -1, keepdims=True)
     if cancel:
@@ -48,7 +50,10 @@ def slope_sums(
         return SlopeSums(total, *_rests(slope, probability))
     unused = lambda *_: (jnp.zeros_like(total),) * 2  # noqa: E731
     dominated = jnp.any(most > _DOMINANT)
-    return SlopeSums(total, *jax.lax.cond(dominated, _rests, unused, slope, probability))
+    if relative is None:
+        return SlopeSums(total, *jax.lax.cond(dominated, _rests, unused, slope, probability))
+    rests = lambda slope, relative, most: _rests(slope, relative * most)  # noqa: E731
+    return SlopeSums(total, *jax.lax.cond(dominated, rests, unused, slope, relative, most))
 
 
 def _rests(slope: jax.Array, probability: jax.Array) -> tuple[jax.Array, jax.Array]:

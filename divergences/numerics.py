@@ -96,11 +96,14 @@ def scaled_expm1(mass: jax.Array, log_scaled: jax.Array, rate: Scalar, x: jax.Ar
     float32 at x = 88.7 while p·e^x may be far smaller than one.
     """
     y = rate * x
-    small = jnp.abs(y) < 1
-    near = mass * x * exprel(jnp.where(small, y, jnp.zeros_like(y)))
-    safe_rate = jnp.where(rate == 0, jnp.ones_like(y), rate)
-    exponent = jnp.where(small, jnp.zeros_like(y), log_scaled)
-    return jnp.where(small, near, (jnp.exp(exponent) - mass) / safe_rate)
+    near = jnp.abs(y) < _SERIES_BELOW
+    d = jnp.where(near, y, jnp.zeros_like(y))
+    by_series = mass * (d + d * d * excess_over_square(d))
+    safe = jnp.where(near, jnp.zeros_like(y), log_scaled)
+    scaled = jnp.where(near, by_series, jnp.exp(safe) - mass)
+    zero = rate == 0
+    # 1 + y/2 and not 1 at the removable point, so that the derivative there is right as well.
+    return jnp.where(zero, mass * x * (1 + 0.5 * y), scaled / jnp.where(zero, 1, rate))
 
 
 def _log1p_below_one(y: jax.Array) -> jax.Array:

@@ -27,11 +27,13 @@ class Part(NamedTuple):
         logits: of each side, `[C, b]`; −inf in columns that do not belong to the part.
         columns: the tokens' ids, `[b]`, −1 where they do not belong to it.
         rows: what else is known of the rows, a pytree of `[C, ...]`.
+        view: what a form makes of the logits once for values, slopes and gradients; None before.
     """
 
     logits: tuple[jax.Array, ...]
     columns: jax.Array
     rows: Any
+    view: Any = None
 
 
 class AbstractRowForm(abc.ABC):
@@ -49,6 +51,10 @@ class AbstractRowForm(abc.ABC):
     @abc.abstractmethod
     def merge(self, one: Any, other: Any) -> Any:
         """That of two parts together, in the vocabulary's order."""
+
+    def viewed(self, first: Any, part: Part) -> Part:
+        """The part with its view: made twice, it would be computed twice, for no compiler sees that both are equal."""
+        return part
 
     @abc.abstractmethod
     def values(self, first: Any, part: Part) -> Any:
@@ -121,6 +127,18 @@ def mean_logit(logits: jax.Array, of: Mass) -> jax.Array:
     )
     mean = total / jnp.where(of.total > 0, of.total, 1) + shift[:, 0]
     return jnp.where(of.total > 0, mean, 0)
+
+
+def picked_logit(
+    logits: jax.Array, columns: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Of a part, the label's logit, 0 where it is not there, and whether it is; columns as in `Part`, labels `[C]`."""
+    places = jnp.arange(len(columns), dtype=columns.dtype)
+    # Ids follow one another but for the −1 of columns that do not belong to the part.
+    place = jnp.clip(labels - jnp.max(columns - places), 0, len(columns) - 1)
+    met = (columns[place] == labels) & (labels >= 0)
+    picked = jnp.take_along_axis(logits, place[:, None], 1)[:, 0]
+    return jnp.where(met, picked, 0), met.astype(logits.dtype)
 
 
 def centre_at(logits: jax.Array, mass: Mass) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -213,8 +231,14 @@ class DivergenceForm(AbstractRowForm):
             merged_mass(one.target, other.target), merged_mass(one.model, other.model), gap
         )
 
+    def viewed(self, first: FirstReading, part: Part) -> Part:
+        """The part with its `rows_of`."""
+        return part._replace(view=self.rows_of(first, part))
+
     def rows_of(self, first: FirstReading, part: Part) -> Rows:
         """The part, split by support."""
+        if part.view is not None:
+            return part.view
         if self.full:
             return self._full_rows_of(first, part)
         legal = (first.target.top > -jnp.inf) & (first.model.top > -jnp.inf)
@@ -257,7 +281,12 @@ class DivergenceForm(AbstractRowForm):
     def slopes(self, first: FirstReading, part: Part, wanted: tuple[bool, ...]) -> Any:
         """`SlopeSums` of each side that is wanted."""
         sides = self._sloped(self.rows_of(first, part), wanted)
-        return tuple(None if side is None else slope_sums(*side) for side in sides)
+        # Of the likeliest token, whatever rounding makes of it.
+        most = [1.001 / one.total[:, None] for one in (first.target, first.model)]
+        return tuple(
+            None if side is None else slope_sums(*side, cancel=cancel, most=top)
+            for side, cancel, top in zip(sides, self.div.slopes_cancel, most, strict=True)
+        )
 
     def known_slopes(self, first: FirstReading, wanted: tuple[bool, ...]) -> Any | None:
         """Σ model_slope: 0 for KL(p‖q), KL(q‖p) itself for the other."""

@@ -65,6 +65,7 @@ class Rows(NamedTuple):
         has_p_only: whether a row has such an atom (its probability may have underflowed to zero).
         has_q_only: likewise.
         most: the largest target and model probability of each row, `[..., 1]`; None where nobody knows.
+        relative: all probabilities over these; None likewise.
     """
 
     common: Pair
@@ -75,6 +76,7 @@ class Rows(NamedTuple):
     has_p_only: jax.Array
     has_q_only: jax.Array
     most: tuple[jax.Array, jax.Array] | None = None
+    relative: tuple[jax.Array, jax.Array] | None = None
 
 
 def _centre(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -138,7 +140,8 @@ def _full_rows(target: jax.Array, model: jax.Array) -> Rows:
     log_u = (t - s) - jnp.log(zt / zs)
     common = Pair(e_t * (1 / zt), e_s * (1 / zs), t - jnp.log(zt), s - jnp.log(zs), log_u)
     none, never = jnp.zeros_like(t), jnp.zeros(t.shape[:-1], bool)
-    return Rows(common, common.p, common.q, none, none, never, never, (1 / zt, 1 / zs))
+    most, relative = (1 / zt, 1 / zs), (e_t, e_s)
+    return Rows(common, common.p, common.q, none, none, never, never, most, relative)
 
 
 def _exponentials(logits: jax.Array) -> tuple[jax.Array, jax.Array]:

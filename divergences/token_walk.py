@@ -42,6 +42,7 @@ class Plan:
         form: the same function of the params as an `AbstractRowForm`, if it has one.
         chunk: tokens at a time.
         vocab_chunk: tokens of the vocabulary at a time, in a form or where a gradient of a head is added up.
+        reading_chunk: likewise, where a form reads logits and multiplies nothing.
         vocab_size: of the function; heads may have more columns.
         shard: which part of the vocabulary that is, where devices share it.
     """
@@ -50,6 +51,7 @@ class Plan:
     form: Callable[[Any], AbstractRowForm] | None
     chunk: int
     vocab_chunk: int
+    reading_chunk: int
     vocab_size: int
     shard: Shard = WHOLE
 
@@ -80,7 +82,7 @@ def walk_tokens(
     Args:
         plan: what to do.
         operands: of what.
-        cotangents: like the outputs, `[N]` each; not read where no gradient is wanted.
+        cotangents: like the outputs, `[N]` each, None for zeros; not read where no gradient is wanted.
         wanted: for each leaf of `(params, sides)`, whether its gradient is; none if empty.
 
     Returns:
@@ -168,9 +170,12 @@ def wanted_sides(flags: Any) -> list[bool]:
 def _form_of_chunk(plan: Plan, operands: Operands, chunk: Chunk, flags: Any, sums: Any):
     """Outputs, extras and the sums with what a form adds to them."""
     assert plan.form is not None
-    vocabulary = steps_of(plan.vocab_size, plan.vocab_chunk, multiple=128)
+    reading, multiplying = (
+        steps_of(plan.vocab_size, size, multiple=128)
+        for size in (plan.reading_chunk, plan.vocab_chunk)
+    )
     wanted = wanted_sides(flags)
-    form = ChunkForm(plan.form(operands.params), vocabulary, plan.shard, chunk, wanted)
+    form = ChunkForm(plan.form(operands.params), (reading, multiplying), plan.shard, chunk, wanted)
     if chunk.weights is None or not any(wanted):
         return *form.evaluated(), sums
     outputs, extras, by_sides = form.differentiated(sums[1])
@@ -202,7 +207,7 @@ def _of_chunk(plan: Plan, operands: Operands, chunk: Chunk, flags: Any):
     if weights is None or not any(flag for group in wants for flag in group):
         return *shard.all_rows(of(_split(parts, wants)), counts.size), None
     outputs, pull, extras = jax.vjp(of, _split(parts, wants), has_aux=True)
-    by_params, by_logits, by_caps = pull(weights)[0]
+    by_params, by_logits, by_caps = pull(_filled(outputs, weights))[0]
     # An infinite value may leave a NaN in a row that does not count.
     by_logits = [
         None if z is None else jnp.where(counts[:, None], shard.own_columns(z, counts.size), 0)
@@ -210,6 +215,14 @@ def _of_chunk(plan: Plan, operands: Operands, chunk: Chunk, flags: Any):
     ]
     outputs, extras = shard.all_rows((outputs, extras), counts.size)
     return outputs, extras, _Pulled(by_params, by_logits, by_caps, sides)
+
+
+def _filled(outputs: Any, weights: Any) -> Any:
+    """The weights, with zeros for outputs that have none."""
+    fill = lambda output, weight: (  # noqa: E731
+        jnp.zeros_like(output) if weight is None and output is not None else weight
+    )
+    return jax.tree.map(fill, outputs, weights, is_leaf=lambda x: x is None)
 
 
 def _split(parts, wants):

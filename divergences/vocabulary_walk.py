@@ -123,9 +123,11 @@ class _Grid:
 
     def added_up(self, first: Any, of: Callable[..., Any]) -> Any:
         """Σ over the vocabulary of `of(form, first, part)`, for every row."""
-        add = lambda i, part, sums: jax.tree.map(  # noqa: E731
-            jnp.add, sums, of(self.form, self.at(i, first), part)
-        )
+
+        def add(i, part, sums):
+            here = self.at(i, first)
+            return jax.tree.map(jnp.add, sums, of(self.form, here, self.form.viewed(here, part)))
+
         zeros = self.zeros(lambda: of(self.form, self.at(0, first), self._chunk_part()))
         return self.shard.summed(self.each(add, zeros))
 
@@ -155,10 +157,12 @@ def _pull(grid: _Grid, first: Any, slopes: Any, values: Any, cotangents: Any, fl
         def over_tokens(i, carry):
             values, inputs, parts = carry
             part, some, raws = grid.cell(i, j, columns)
+            here = grid.at(i, first)
+            part = grid.form.viewed(here, part)
             if known:
-                more = grid.form.values(grid.at(i, first), part)
+                more = grid.form.values(here, part)
                 values = grid.put(i, values, jax.tree.map(jnp.add, grid.at(i, values), more))
-            by = _by_raw(grid, i, j, first, slopes, cotangents, wanted, part, some, raws)
+            by = _by_raw(grid, i, here, slopes, cotangents, wanted, part, some, raws)
             inputs = [_add_inputs(grid, i, *one) for one in zip(inputs, some, by, strict=True)]
             parts = [_add_head(*one) for one in zip(parts, some, by, strict=True)]
             return values, inputs, parts
@@ -200,15 +204,14 @@ def _head_zeros(side: LinearLogits, flag: Any, dtype: Any) -> tuple[list, Any]:
     return weights, jnp.zeros(side.bias.shape, dtype or side.bias.dtype)
 
 
-def _by_raw(grid: _Grid, i, j, first, slopes, cotangents, wanted, part, sides, raws) -> list:
+def _by_raw(grid: _Grid, i, first, slopes, cotangents, wanted, part, sides, raws) -> list:
     """Gradients of a cell by the raw logits, zeros in rows and columns that do not count here."""
     counts, dtype = (
         grid.at(i, grid.operands.live) & grid.tokens.fresh(i),
         working_dtype(grid.operands),
     )
     weights = jax.tree.map(lambda x: jnp.where(counts, x, 0).astype(dtype), grid.at(i, cotangents))
-    first, slopes = grid.at(i, first), grid.at(i, slopes)
-    by = grid.form.gradient(first, slopes, weights, part, wanted)
+    by = grid.form.gradient(first, grid.at(i, slopes), weights, part, wanted)
     counts = counts[:, None] & (part.columns >= 0)[None, :]
     return [
         None if one is None else jnp.where(counts, side.uncapped(raw, one), 0)

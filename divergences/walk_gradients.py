@@ -92,7 +92,9 @@ class _Wanted:
 def two_phase(walk: Walk, plan: Plan, operands: Operands) -> Any:
     """The outputs of every row, `[N]` each, to be used in any way: their gradients take a second walk, which knows the way.
 
-    Nothing of the first walk is kept but its operands. Reverse mode only; forward mode is a TypeError.
+    Nothing of the first walk is kept but its operands. Where only the inputs are differentiated, and that through the
+    first output alone, one walk is enough: a row's gradient is a multiple of what the walk keeps of it, `[N, H]`.
+    Reverse mode only; forward mode is a TypeError.
     """
     params = jax.tree.map(jnp.asarray, operands.params)
     try:
@@ -116,13 +118,34 @@ def _two_phase_forward(walk, plan, operands):
     leaves = jax.tree.leaves((operands.params, operands.sides), is_leaf=_is_primal)
     wanted = _Wanted(tuple(leaf.perturbed for leaf in leaves))
     operands = jax.tree.map(lambda leaf: leaf.value, operands, is_leaf=_is_primal)
-    return walk(plan, operands)[0], (operands, wanted)
+    if not _only_inputs(operands, wanted):
+        return walk(plan, operands)[0], (operands, wanted, None)
+    outputs, tree = jax.tree.flatten(jax.eval_shape(lambda o: walk(plan, o)[0], operands))
+    ones = tree.unflatten([jnp.ones(outputs[0].shape), *[None] * (len(outputs) - 1)])
+    # Where the backward pass has no use for these gradients, the compiler takes them out again.
+    outputs, _, by_first = walk(plan, operands, ones, wanted.flags)
+    return outputs, (operands, wanted, by_first)
+
+
+def _only_inputs(operands: Operands, wanted: _Wanted) -> bool:
+    """Whether nothing but inputs of the sides is differentiated, so that every gradient belongs to one row."""
+    tree = jax.tree.structure((operands.params, operands.sides))
+    params, sides = jax.tree.unflatten(tree, wanted.flags)
+    heads = [(side.weights, side.bias, side.softcap) for side in sides]
+    return not any(jax.tree.leaves((params, heads)))
 
 
 def _two_phase_backward(walk, plan, kept, cotangents):
-    operands, wanted = kept
-    cotangents = jax.tree.map(instantiate, cotangents, is_leaf=is_zero)
-    gradients = walk(plan, operands, cotangents, wanted.flags)[2]
+    operands, wanted, by_first = kept
+    known = jax.tree.map(lambda one: None if is_zero(one) else one, cotangents, is_leaf=is_zero)
+    if not jax.tree.leaves(known):
+        known = jax.tree.map(instantiate, cotangents, is_leaf=is_zero)
+    first, *rest = jax.tree.leaves(known, is_leaf=lambda x: x is None)
+    if by_first is not None and first is not None and all(one is None for one in rest):
+        first = jnp.where(operands.live, first, 0)
+        gradients = [None if one is None else first[:, None] * one for one in by_first]
+    else:
+        gradients = walk(plan, operands, known, wanted.flags)[2]
     leaves, tree = jax.tree.flatten((operands.params, operands.sides))
     gradients = [
         None if gradient is None else gradient.astype(leaf.dtype)

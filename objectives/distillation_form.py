@@ -19,6 +19,7 @@ from divax.divergences.row_form import (
     mass,
     mean_logit,
     merged_mass,
+    picked_logit,
     share,
     softened,
 )
@@ -79,9 +80,7 @@ class DistillationForm(AbstractRowForm):
         pair, student = self._inner.first(part), part.logits[1]
         label, met = jnp.zeros_like(pair.model.top), jnp.zeros_like(pair.model.top)
         if part.rows is not None:
-            is_label = (part.columns[None, :] == part.rows[:, None]) & (part.columns >= 0)[None, :]
-            label = jnp.sum(jnp.where(is_label, student, 0), -1)
-            met = jnp.sum(is_label, -1, dtype=label.dtype)
+            label, met = picked_logit(student, part.columns, part.rows)
         soft = [softened(one, self.temperature) for one in part.logits]
         masses = (pair.target, pair.model)
         means = tuple(mean_logit(*one) for one in zip(soft, masses, strict=True))
@@ -105,6 +104,10 @@ class DistillationForm(AbstractRowForm):
             means,  # type: ignore[arg-type]
             best,  # type: ignore[arg-type]
         )
+
+    def viewed(self, first: Reading, part: Part) -> Part:
+        """As the divergence sees it."""
+        return self._inner.viewed(first.pair, part)
 
     def values(self, first: Reading, part: Part) -> Any:
         """The divergence's."""

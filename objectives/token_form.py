@@ -19,6 +19,7 @@ from divax.divergences.row_form import (
     mass,
     mean_logit,
     merged_mass,
+    picked_logit,
     share,
     softened,
 )
@@ -84,13 +85,11 @@ class TokenForm(AbstractRowForm):
 
     def first(self, part: Part) -> Reading:
         """Everything but the divergence."""
-        model, labels = softened(part.logits[-1], self.temperature), part.rows[0]
-        is_label = (part.columns[None, :] == labels[:, None]) & (part.columns >= 0)[None, :]
+        model = softened(part.logits[-1], self.temperature)
         total = mass(model)
         return Reading(
             total,
-            jnp.sum(jnp.where(is_label, model, 0), -1),
-            jnp.sum(is_label, -1, dtype=model.dtype),
+            *picked_logit(model, part.columns, part.rows[0]),
             mean_logit(model, total),
             None if self.divergence is None else self._inner.first(part),
         )
@@ -104,6 +103,10 @@ class TokenForm(AbstractRowForm):
             one.mean + (other.mean - one.mean) * share(one.model, other.model),
             None if self.divergence is None else self._inner.merge(one.pair, other.pair),
         )
+
+    def viewed(self, first: Reading, part: Part) -> Part:
+        """As the divergence sees it."""
+        return part if self.divergence is None else self._inner.viewed(first.pair, part)
 
     def values(self, first: Reading, part: Part) -> Any:
         """The divergence's."""
@@ -142,26 +145,45 @@ class TokenForm(AbstractRowForm):
     ) -> tuple[jax.Array | None, ...]:
         """A·(one-hot − q) − B·q·(log q + H) + C·∂D, with the loss's derivatives A, B, C by the statistics."""
         inner, values = slopes
-        if self.loss is not None:
-            statistics = self._statistics(first, values, part.rows)
-            loss = self.loss
-            weights = jax.vjp(lambda s: loss(s, part.rows[1]), statistics)[1](weights)[0]
-        reference = None
-        by = jnp.zeros_like(part.logits[-1])
-        if self.divergence is not None:
-            reference, by = self._inner.gradient(
-                first.pair, inner, weights.divergences, part, wanted
-            )
-        if not wanted[-1]:
-            return (reference, None) if self.divergence is not None else (None,)
-        log_q = softened(part.logits[-1], self.temperature) - first.model.log[:, None]
-        q = jnp.exp(log_q)
-        is_label = (part.columns[None, :] == part.rows[0][:, None]).astype(q.dtype)
-        spread = q * jnp.where(q > 0, log_q + (first.model.log - first.mean)[:, None], 0)
-        own = weights.log_probs[:, None] * (is_label - q) - weights.entropies[:, None] * spread
-        own = own if self.temperature is None else own / self.temperature.astype(own.dtype)
-        by = own if by is None else by + own
+        weights = self._weights(first, values, weights, part.rows)
+        terms, reference = [], None
+        if self.divergence is not None and weights.divergences is not None:
+            pair = self._inner.gradient(first.pair, inner, weights.divergences, part, wanted)
+            reference = pair[0]
+            terms = [] if pair[1] is None else [pair[1]]
+        if wanted[-1]:
+            terms += self._own_terms(first, weights, part)
+        by = sum(terms[1:], start=terms[0]) if terms else None
         return (by,) if self.divergence is None else (reference, by)
+
+    def _weights(self, first: Reading, values: Any, weights: Any, rows: Any) -> TokenStatistics:
+        """The loss's derivatives by the statistics, None by those that it does not read."""
+        if self.loss is None:
+            return weights
+        statistics, loss = self._statistics(first, values, rows), self.loss
+        of = lambda statistics: loss(statistics, rows[1])  # noqa: E731
+        leaves, tree = jax.tree.flatten(jax.vjp(of, statistics)[1](weights)[0])
+        program = jax.make_jaxpr(of)(statistics).jaxpr
+        read = [*program.outvars, *(x for step in program.eqns for x in step.invars)]
+        return tree.unflatten(
+            leaf if any(x is own for x in read) else None
+            for leaf, own in zip(leaves, program.invars, strict=True)
+        )
+
+    def _own_terms(self, first: Reading, weights: TokenStatistics, part: Part) -> list[jax.Array]:
+        """Σ weight·statistic by the model's logits, without the divergence."""
+        log_q = softened(part.logits[-1], self.temperature) - first.model.log[:, None]
+        q, terms = jnp.exp(log_q), []
+        if weights.log_probs is not None:
+            is_label = part.columns[None, :] == part.rows[0][:, None]
+            terms.append(weights.log_probs[:, None] * (is_label.astype(q.dtype) - q))
+        if weights.entropies is not None:
+            entropy = (first.model.log - first.mean)[:, None]
+            spread = q * jnp.where(q > 0, log_q + entropy, 0)
+            terms.append(-weights.entropies[:, None] * spread)
+        if self.temperature is None:
+            return terms
+        return [term / self.temperature.astype(q.dtype) for term in terms]
 
 
 def statistics_of_logits(params: Any, logits: tuple[jax.Array, ...], rows: Any) -> TokenStatistics:

@@ -49,7 +49,8 @@ def token_statistics(
     .. math:: \log q_t(y_t), \quad H(q_t), \quad D(p_t, q_t), \qquad q_t = \mathrm{softmax}(h_t W / T)
 
     For losses whose derivative by a token's log-prob depends on other tokens (DPO, GSPO: on the whole sequence), so that
-    the gradient takes a second walk. Where it depends on the token alone, `token_loss` needs one.
+    the gradient takes a second walk, unless the head is frozen and the log-probs alone are used. Where it depends on the
+    token alone, `token_loss` needs one.
 
     Args:
         hidden: `[..., H]`, the states before the head.

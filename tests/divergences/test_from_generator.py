@@ -97,6 +97,15 @@ def test_a_kink_is_left_alone():
     )
 
 
+def test_a_kink_is_there_between_nearly_equal_rows():
+    mine = dv.from_generator(lambda u: 0.5 * jnp.abs(u - 1), name="mine", smooth=False)
+    target, other = (np.asarray(x, np.float64) for x in rows())
+    model = target + 0.005 * other
+    p, q = (np.exp(x) / np.sum(np.exp(x), -1, keepdims=True) for x in (target, model))
+    value = mine(jnp.asarray(target, jnp.float32), jnp.asarray(model, jnp.float32))
+    np.testing.assert_allclose(value, 0.5 * np.sum(np.abs(p - q), -1), rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("f", "message"),
     [

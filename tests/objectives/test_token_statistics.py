@@ -106,6 +106,58 @@ def test_rows_and_losses_are_those_of_the_logits(how):
     assert {name: gap for name, gap in found.items() if not gap < 1e-10} == {}
 
 
+READ = {
+    "log_probs": lambda found: jnp.sum(jnp.sin(found.log_probs)),
+    "both": lambda found: jnp.sum(jnp.sin(found.log_probs * found.entropies)),
+}
+
+
+@pytest.mark.usefixtures("x64")
+def test_gradients_by_states_alone_are_those_of_the_logits_whatever_is_read():
+    """Behind a frozen head one walk is enough for log-probs alone."""
+    a, labels, _ = arrays()
+    options = {"implementation": "fast", "chunk": 4, "vocab_chunk": 4}
+
+    def fused(read, hidden):
+        return read(ob.token_statistics(hidden=hidden, head=a["head"], labels=labels, **options))
+
+    def loss(read, hidden):
+        of = lambda found, _: jax.vmap(read)(found)  # noqa: E731
+        found = ob.token_loss(of, hidden=hidden, head=a["head"], labels=labels, **options)
+        return found.total
+
+    def dense(read, hidden):
+        return read(dense_statistics(a | {"hidden": hidden}, labels, None, 1.0))
+
+    @jax.jit
+    def gradients(hidden):
+        return {
+            name: [jax.grad(functools.partial(of, read))(hidden) for of in (fused, loss, dense)]
+            for name, read in READ.items()
+        }
+
+    for name, (*found, expected) in gradients(a["hidden"]).items():
+        for gradient in found:
+            np.testing.assert_allclose(gradient, expected, atol=1e-12, err_msg=name)
+
+
+def test_behind_a_frozen_head_log_probs_take_two_products_and_not_three():
+    states, head, labels = jnp.ones((64, 128)), jnp.ones((128, 512)), jnp.arange(64)
+
+    def flops(read):
+        def loss(hidden):
+            found = ob.token_statistics(
+                hidden=hidden, head=head, labels=labels, implementation="fast", chunk=16
+            )
+            return read(found)
+
+        cost = jax.jit(jax.grad(loss)).lower(states).compile().cost_analysis()
+        assert cost is not None
+        return cost["flops"]
+
+    assert flops(READ["log_probs"]) == pytest.approx(2 / 3 * flops(READ["both"]), rel=0.05)
+
+
 def test_what_is_wrong_is_said():
     a, labels, _ = arrays()
     of = functools.partial(ob.token_statistics, hidden=a["hidden"], head=a["head"])
