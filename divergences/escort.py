@@ -84,8 +84,8 @@ class Gamma(AbstractRowDivergence):
         >>> import jax.numpy as jnp
         >>> from divax import divergences as dv
         >>> target, model = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.25, 0.75]))
-        >>> [round(float(dv.Gamma(gamma=gamma)(target, model)), 6) for gamma in (0.0, 0.5, 1.0)]
-        [0.143841, 0.130043, 0.111572]
+        >>> [round(float(dv.Gamma(gamma=gamma)(target, model)), 5) for gamma in (0.0, 0.5, 1.0)]
+        [0.14384, 0.13004, 0.11157]
 
     Source: H. Fujisawa, S. Eguchi, "Robust Parameter Estimation with a Small Bias against Heavy Contamination" (2008),
     §3.
