@@ -272,7 +272,7 @@ def _problem(
     sharding: VocabularySharding | None,
 ) -> tuple[Plan, Operands, Walk | None]:
     """The plan, its operands, and the walk; None for the reference."""
-    _check(div, temperature, implementation)
+    _check(div, temperature)
     size = common_vocabulary(sides.models, vocab_size)
     count = sides.weights.shape[0]
     full = all(side.bias is None for side in sides.models)
@@ -291,7 +291,12 @@ def chosen_walk(
     vocab_size: int,
     sharding: VocabularySharding | None,
 ) -> Walk | None:
-    """What walks; None for the reference."""
+    """What walks; None for the reference.
+
+    Raises:
+        ValueError: an implementation that is none.
+    """
+    check_implementation(implementation)
     devices = 1 if sharding is None else sharding.devices
     how = implementation or default_implementation(count, vocab_size // devices)
     if sharding is not None and implementation is None and how == "reference":
@@ -378,12 +383,11 @@ def _as_pytree(div: Any) -> Any:
     return div if dataclasses.is_dataclass(div) else jax.tree_util.Partial(div)
 
 
-def _check(div: Any, temperature: Scalar, implementation: Implementation | None) -> None:
+def _check(div: Any, temperature: Scalar) -> None:
     if isinstance(div, type | str) or not callable(div):
         raise TypeError(f"div must be a divergence such as ForwardKL(), got {div!r}")
     if isinstance(temperature, int | float) and not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
-    check_implementation(implementation)
 
 
 def check_implementation(implementation: object) -> None:

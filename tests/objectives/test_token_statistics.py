@@ -165,3 +165,5 @@ def test_what_is_wrong_is_said():
         of(labels=labels, divergence=dv.ForwardKL())
     with pytest.raises(ValueError, match="one per state"):
         of(labels=labels[0])
+    with pytest.raises(ValueError, match="'fats' is none of"):
+        of(labels=labels, implementation="fats")
