@@ -27,7 +27,7 @@ with `DistillationRows` (each a `DistillationObjective`); `FROM_DATA`, `FROM_STU
 | | `emo`, `on_policy_distillation`; with the numbers of published code by `compat` |
 | what published code computes | `AsPublished` (an objective, and what is different), `WithTeacherEntropy`, `EveryPosition` |
 | a grown vocabulary | `expanded_teacher` (logits of any objective) of `new_tokens` (`NewTokens`) |
-| states and heads for logits (`HiddenRows`) | each `HiddenObjective`; your own function by `token_by_token` |
+| states and heads (`HiddenRows`) | each `HiddenObjective`; yours by `token_by_token` or `AbstractTokenObjective` |
 | | of several teachers `CombinedLogits` |
 | several teachers | `mixture_of_teachers`, `product_of_teachers` (logits of any objective), `teacher_weights` per sample |
 
@@ -118,6 +118,9 @@ from divax.objectives.absolute_pair_losses import ApoZero as ApoZero
 from divax.objectives.absolute_pair_losses import BcoPair as BcoPair
 from divax.objectives.absolute_pair_losses import NcaPair as NcaPair
 from divax.objectives.absolute_pair_losses import SppoHard as SppoHard
+from divax.objectives.abstract_token_objective import (
+    AbstractTokenObjective as AbstractTokenObjective,
+)
 from divax.objectives.advantage_estimators import AbstractAdvantage as AbstractAdvantage
 from divax.objectives.advantage_estimators import GeneralizedAdvantage as GeneralizedAdvantage
 from divax.objectives.advantage_estimators import GroupCentred as GroupCentred

@@ -7,22 +7,20 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from divax.divergences import divergence as frozen_pytree
-from divax.divergences.fused_linear import Implementation
+from divax.objectives.abstract_token_objective import AbstractTokenObjective
 from divax.objectives.arguments import is_static
 from divax.objectives.distillation_rows import DistillationRows
-from divax.objectives.hidden_rows import HiddenRows
 from divax.objectives.logit_rows import is_label, logit_rows
 from divax.objectives.margin_losses import Logistic
 from divax.objectives.pair_loss import AbstractMarginLoss
 from divax.objectives.reduction import Reduction, of_metrics, token_mean
-from divax.objectives.token_objective import objective_from_hidden
 from divax.objectives.weighted import Weighted
 
 _STATIC = {"static": True}
 
 
 @frozen_pytree
-class DirectPreferenceDistillation:
+class DirectPreferenceDistillation(AbstractTokenObjective):
     r"""DPO of tokens: the teacher's likeliest against the student's likeliest, the teacher being the reference.
 
     .. math::
@@ -92,33 +90,6 @@ class DirectPreferenceDistillation:
             "margin": mean(jax.lax.stop_gradient(margin), differs),
         }
         return self.reduction(self.loss.of_margin(beta * margin, beta), both.live), metrics
-
-    @property
-    def takes_hidden(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def reads_teacher(self) -> bool:
-        """Always."""
-        return True
-
-    def reduced_by(self, reduction: Reduction, /) -> "DirectPreferenceDistillation":
-        """The same with another reduction."""
-        return dataclasses.replace(self, reduction=reduction)
-
-    def from_hidden(
-        self,
-        rows: HiddenRows,
-        /,
-        *,
-        vocab_size: int | None = None,
-        implementation: Implementation | None = None,
-    ) -> tuple[Weighted, dict[str, Weighted]]:
-        """The same without all logits at once; see `objective_from_hidden`."""
-        return objective_from_hidden(
-            self, rows, vocab_size=vocab_size, implementation=implementation
-        )
 
     def explain(self) -> str:
         """The margin and what is held fixed."""

@@ -7,14 +7,12 @@ import jax.numpy as jnp
 
 from divax.divergences import EMO, balanced_with_likelihood
 from divax.divergences import divergence as frozen_pytree
-from divax.divergences.fused_linear import Implementation
+from divax.objectives.abstract_token_objective import AbstractTokenObjective
 from divax.objectives.arguments import as_labels, live_weights, silence_rows
 from divax.objectives.cross_entropy import cross_entropy_rows
 from divax.objectives.distillation_rows import DistillationRows
-from divax.objectives.hidden_rows import HiddenRows
 from divax.objectives.logit_rows import floating_logits, is_label, token_means
 from divax.objectives.reduction import Reduction, token_mean
-from divax.objectives.token_objective import objective_from_hidden
 from divax.objectives.vocabulary import restrict_vocabulary
 from divax.objectives.weighted import Weighted
 
@@ -22,7 +20,7 @@ _STATIC = {"static": True}
 
 
 @frozen_pytree
-class EarthMover:
+class EarthMover(AbstractTokenObjective):
     r"""Half the likelihood's gradient, half that of the expected cosine distance of the student's tokens to the label.
 
     .. math::
@@ -48,6 +46,8 @@ class EarthMover:
     arXiv:2310.04691, §3 (the bound DEMD); the balance of both losses as in the authors' code.
     """
 
+    reads_teacher = False
+
     embeddings: jax.Array
     vocab_size: int | None = dataclasses.field(default=None, metadata=_STATIC)
     reduction: Reduction = dataclasses.field(default=token_mean, metadata=_STATIC)
@@ -71,33 +71,6 @@ class EarthMover:
         held = {"cross_entropy": likelihood, "earth_mover": distance}
         metrics = token_means(held, live, self.reduction)
         return self.reduction(balanced_with_likelihood(likelihood, distance), live), metrics
-
-    @property
-    def takes_hidden(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def reads_teacher(self) -> bool:
-        """Never."""
-        return False
-
-    def reduced_by(self, reduction: Reduction, /) -> "EarthMover":
-        """The same with another reduction."""
-        return dataclasses.replace(self, reduction=reduction)
-
-    def from_hidden(
-        self,
-        rows: HiddenRows,
-        /,
-        *,
-        vocab_size: int | None = None,
-        implementation: Implementation | None = None,
-    ) -> tuple[Weighted, dict[str, Weighted]]:
-        """The same without all logits at once; see `objective_from_hidden`."""
-        return objective_from_hidden(
-            self, rows, vocab_size=vocab_size, implementation=implementation
-        )
 
     def explain(self) -> str:
         """The formula in words."""

@@ -160,7 +160,7 @@ def test_behind_a_frozen_head_log_probs_take_two_products_and_not_three():
 
 def test_what_is_wrong_is_said():
     a, labels, _ = arrays()
-    of = functools.partial(ob.token_statistics, hidden=a["hidden"], head=a["head"])
+    of: Any = functools.partial(ob.token_statistics, hidden=a["hidden"], head=a["head"])
     with pytest.raises(ValueError, match="come together"):
         of(labels=labels, divergence=dv.ForwardKL())
     with pytest.raises(ValueError, match="one per state"):
