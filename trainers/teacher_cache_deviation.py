@@ -11,6 +11,7 @@ from divax.trainers.batch import Batch
 from divax.trainers.model import Model, predict
 from divax.trainers.teacher_cache_manifest import CacheSettings
 from divax.trainers.teacher_cache_shards import counted_positions
+from divax.trainers.token_logits import of_token_logits
 
 #: Below it a log-prob is impossible, whether it is stored as −1e30 or, in float16, as −inf.
 _IMPOSSIBLE = -1e4
@@ -82,17 +83,22 @@ def _score(
     model: Model, settings: CacheSettings, params: Any, batch: Batch, ids: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Log-probs of the ids, the log of what all others have, and what rounding of logits may do."""
-    logits = predict(model, params, batch)[..., : settings.vocab_size]
-    slack = jnp.zeros((), jnp.float32)
-    if jnp.finfo(logits.dtype).bits < 32:
-        sizes = jnp.where(jnp.isfinite(logits), jnp.abs(logits), jnp.zeros((), logits.dtype))
-        eps = float(jnp.finfo(logits.dtype).eps)
-        slack = 2 * eps * jnp.max(sizes).astype(jnp.float32) / settings.temperature
-        logits = logits.astype(jnp.float32)
+    of_logits = functools.partial(_score_logits, settings)
+    kept, tail, largest = of_token_logits(of_logits, model, params, batch, ids)
+    dtype = jax.eval_shape(lambda params: predict(model, params, batch), params).dtype
+    narrow = jnp.finfo(dtype).bits < 32
+    eps = 2 * float(jnp.finfo(dtype).eps) / settings.temperature if narrow else 0.0
+    return kept, tail, eps * jnp.max(largest)
+
+
+def _score_logits(settings: CacheSettings, logits: jax.Array, ids: jax.Array):
+    """Of each token the first two, and its largest logit in size."""
+    logits = logits[..., : settings.vocab_size]
+    largest = jnp.max(jnp.where(jnp.isfinite(logits), jnp.abs(logits), 0), -1)
     log_probs = jax.nn.log_softmax(logits / settings.temperature)
     others = jnp.put_along_axis(log_probs, ids, -jnp.inf, axis=-1, inplace=False)
     tail = jax.nn.logsumexp(others, axis=-1)
-    return jnp.take_along_axis(log_probs, ids, axis=-1), tail, slack
+    return jnp.take_along_axis(log_probs, ids, axis=-1), tail, largest
 
 
 def _possible(log_probs: np.ndarray) -> np.ndarray:

@@ -27,6 +27,7 @@ from divax.trainers.teacher_cache_manifest import (
 )
 from divax.trainers.teacher_cache_part import PartWriting, mask_kind
 from divax.trainers.teacher_cache_shards import id_dtype, row_bytes
+from divax.trainers.token_logits import of_token_logits
 
 #: Size of a shard, unless its number of rows is given.
 _SHARD_BYTES = 16 << 20
@@ -154,8 +155,11 @@ def _top_k(
     teacher: Model, settings: CacheSettings, params: Any, batch: Batch
 ) -> tuple[TopKCache, jax.Array]:
     """What is stored, and where the teacher gave no distribution."""
-    logits = predict(teacher, params, batch)[..., : settings.vocab_size]
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return of_token_logits(functools.partial(_kept, settings), teacher, params, batch)
+
+
+def _kept(settings: CacheSettings, logits: jax.Array) -> tuple[TopKCache, jax.Array]:
+    logits = logits[..., : settings.vocab_size]
     top = cache_top_k(logits / settings.temperature, k=settings.k)
     log_probs = top.logits - top.logsumexp[..., None]
     assert top.log_tail is not None
