@@ -49,6 +49,7 @@ class CombinedLogits:
         parts: states and heads of M models.
         weights: `[..., M]` of every row.
         combine: of logits `[M, ..., V]` and weights `[M, ...]`, row by row; such as `mixture_of_teachers`.
+        vocab_size: the tokenizer's size, to which logits are cut before; None where no head is padded.
 
     Example:
         >>> import jax.numpy as jnp
@@ -64,11 +65,20 @@ class CombinedLogits:
     combine: Callable[[jax.Array, jax.Array], jax.Array] = dataclasses.field(
         metadata={"static": True}
     )
+    vocab_size: int | None = dataclasses.field(default=None, metadata={"static": True})
+
+    @property
+    def sizes(self) -> set[int]:
+        """Numbers of logits that are combined; they must be one."""
+        if self.vocab_size is not None:
+            return {self.vocab_size}
+        return {part.vocab_size for part in self.parts}
 
     def logits(self) -> jax.Array:
-        """All of them, `[..., V]`; the models have one vocabulary."""
+        """All of them, `[..., V]`."""
         return self.of_parts([part.logits() for part in self.parts], self.weights)
 
     def of_parts(self, logits: Sequence[jax.Array], weights: jax.Array) -> jax.Array:
         """The combination of some rows of each, `[..., V]`, with weights `[..., M]`."""
-        return self.combine(jnp.stack(logits), jnp.moveaxis(weights, -1, 0))
+        own = [rows[..., : self.vocab_size] for rows in logits]
+        return self.combine(jnp.stack(own), jnp.moveaxis(weights, -1, 0))

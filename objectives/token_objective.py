@@ -237,11 +237,11 @@ def _found(function: Any, _: Any, rows: DistillationRows, per_token: Any):
 
 
 def _check_combined(teacher: Any, size: int) -> None:
-    if isinstance(teacher, CombinedLogits) and any(p.vocab_size != size for p in teacher.parts):
-        found = ", ".join(str(part.vocab_size) for part in teacher.parts)
+    if isinstance(teacher, CombinedLogits) and teacher.sizes != {size}:
+        found = ", ".join(str(one) for one in sorted(teacher.sizes))
         raise ValueError(
             f"several teachers are combined over all of their vocabularies, which must be the {size} tokens, got {found}:"
-            " cut their heads, or combine their logits"
+            f" pass vocab_size={size} where they are combined"
         )
 
 

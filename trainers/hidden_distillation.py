@@ -102,8 +102,8 @@ class HiddenDistillation(NamedTuple):
 
     def _padded(self, held: Any) -> bool:
         """Whether several teachers are to be combined over more than the tokenizer's ids."""
-        sizes = {part.vocab_size for part in held.parts} if isinstance(held, CombinedLogits) else ()
-        return self.vocab_size is not None and any(size != self.vocab_size for size in sizes)
+        sizes = held.sizes if isinstance(held, CombinedLogits) else {self.vocab_size}
+        return self.vocab_size is not None and sizes != {self.vocab_size}
 
     def how(self, params: Any, batch: Batch) -> Implementation:
         """By what was asked for, or the logits of a device."""

@@ -44,9 +44,11 @@ class EnsembleTeacher(AbstractTeacher):
         teachers: each of which sees the same batch; none of them a cache.
         weights: `[M]`, divided by their sum; `None` is all alike.
         combine: "mixture" or "product".
+        vocab_size: the tokenizer's size, where teachers pad it, each in its way: their logits are cut to it first.
 
     Raises:
-        ValueError: no teacher, weights that are not theirs, or another combination.
+        ValueError: no teacher, weights that are not theirs, or another combination; when called, teachers of several
+            vocabularies.
 
     Example:
         >>> import jax.numpy as jnp
@@ -62,6 +64,7 @@ class EnsembleTeacher(AbstractTeacher):
     teachers: tuple[AbstractTeacher, ...]
     weights: jax.Array | np.ndarray | None = None
     combine: Combination = dataclasses.field(default="mixture", metadata={"static": True})
+    vocab_size: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     def __post_init__(self):
         _check(self.teachers, self.combine)
@@ -71,7 +74,7 @@ class EnsembleTeacher(AbstractTeacher):
 
     def __call__(self, batch: Batch | Examples) -> jax.Array:
         """The combined log-probabilities, `[B, T, V]`, or `[B, V]` of examples."""
-        return _COMBINE[self.combine](_stacked(self.teachers, batch), self.weights)
+        return _COMBINE[self.combine](_stacked(self.teachers, batch, self.vocab_size), self.weights)
 
     def unread(self, batch: Batch | Examples, mesh: Mesh | None = None) -> CombinedLogits | None:
         """All teachers' states and heads, if each has them."""
@@ -80,7 +83,12 @@ class EnsembleTeacher(AbstractTeacher):
             return None
         weights = jnp.ones(len(parts)) if self.weights is None else jnp.asarray(self.weights)
         everywhere = jnp.broadcast_to(weights, (*parts[0].hidden.shape[:-1], len(parts)))
-        return CombinedLogits(parts=parts, weights=everywhere, combine=_COMBINE[self.combine])
+        return CombinedLogits(
+            parts=parts,
+            weights=everywhere,
+            combine=_COMBINE[self.combine],
+            vocab_size=self.vocab_size,
+        )
 
     def given(self, params: Any, opt_state: Any) -> "EnsembleTeacher":
         """All teachers as the student stands."""
@@ -96,9 +104,10 @@ class LabelWeightedTeacher(AbstractTeacher):
     Attributes:
         teachers: at least two, each of which sees the same batch; none of them a cache.
         combine: "mixture" or "product".
+        vocab_size: as of `EnsembleTeacher`.
 
     Raises:
-        ValueError: no teacher, or another combination.
+        ValueError: as of `EnsembleTeacher`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -115,13 +124,14 @@ class LabelWeightedTeacher(AbstractTeacher):
 
     teachers: tuple[AbstractTeacher, ...]
     combine: Combination = dataclasses.field(default="mixture", metadata={"static": True})
+    vocab_size: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     def __post_init__(self):
         _check(self.teachers, self.combine)
 
     def __call__(self, batch: Batch | Examples) -> jax.Array:
         """The combined log-probabilities, `[B, T, V]`, or `[B, V]` of examples."""
-        logits = _stacked(self.teachers, batch)
+        logits = _stacked(self.teachers, batch, self.vocab_size)
         labels, mask = batch.targets()
         return _COMBINE[self.combine](logits, teacher_weights(logits, labels, mask))
 
@@ -137,7 +147,9 @@ class LabelWeightedTeacher(AbstractTeacher):
             live = live_weights(labels.shape, labels, mask, "each teacher's states")
             known = jnp.where(live != 0, labels, -1)
             costs = [
-                -token_statistics(hidden=part.hidden, head=part.head, labels=known).log_probs
+                -token_statistics(
+                    hidden=part.hidden, head=part.head, labels=known, vocab_size=self.vocab_size
+                ).log_probs
                 for part in parts
             ]
             return weights_of_costs(jnp.stack(costs), live).T
@@ -149,7 +161,12 @@ class LabelWeightedTeacher(AbstractTeacher):
         lead = parts[0].hidden.shape[:-1]
         samples = weights.reshape(lead[0], *(1,) * (len(lead) - 1), len(parts))
         everywhere = jnp.broadcast_to(samples, (*lead, len(parts)))
-        return CombinedLogits(parts=parts, weights=everywhere, combine=_COMBINE[self.combine])
+        return CombinedLogits(
+            parts=parts,
+            weights=everywhere,
+            combine=_COMBINE[self.combine],
+            vocab_size=self.vocab_size,
+        )
 
     def given(self, params: Any, opt_state: Any) -> "LabelWeightedTeacher":
         """All teachers as the student stands."""
@@ -166,16 +183,25 @@ def _unread(
     return found if len(found) == len(parts) else None
 
 
-def _stacked(teachers: tuple[AbstractTeacher, ...], batch: Batch | Examples) -> jax.Array:
-    logits = [teacher(batch) for teacher in teachers]
-    for teacher, found in zip(teachers, logits, strict=True):
+def _stacked(
+    teachers: tuple[AbstractTeacher, ...], batch: Batch | Examples, vocab_size: int | None
+) -> jax.Array:
+    logits, wide = [], jnp.result_type(float)
+    for teacher in teachers:
+        found = teacher(batch)
         if not isinstance(found, jax.Array):
             raise ValueError(
                 f"an ensemble needs all of every teacher's logits, and a {type(teacher).__name__} "
                 "has a few of them or none"
             )
-    wide = jnp.result_type(float)
-    return jnp.stack([found.astype(wide) for found in logits])  # type: ignore[union-attr]
+        logits.append(found[..., :vocab_size].astype(wide))
+    sizes = sorted({found.shape[-1] for found in logits})
+    if len(sizes) > 1 or vocab_size not in (None, *sizes):
+        raise ValueError(
+            f"teachers of {', '.join(map(str, sizes))} logits are combined: pass the tokenizer's size, which none has "
+            f"less of, as the ensemble's vocab_size (now {vocab_size})"
+        )
+    return jnp.stack(logits)
 
 
 def _check(teachers: tuple[AbstractTeacher, ...], combine: str) -> None:

@@ -20,14 +20,14 @@ def language(how, model, mesh=None, **options):
 
 
 def two_teachers():
-    live = [states_model(V, 6, seed=seed) for seed in (3, 4)]
+    live = [states_model(V + seed, 6, seed=seed) for seed in (3, 4)]
     return tuple(tr.LiveTeacher(one, one.init(jax.random.key(0))) for one in live)
 
 
 def distilled(how, model, mesh, objective, **options):
     return tr.distillation(
         student=model,
-        teacher=tr.EnsembleTeacher(two_teachers(), weights=np.array([1.0, 2.0])),
+        teacher=tr.EnsembleTeacher(two_teachers(), np.array([1.0, 2.0]), vocab_size=V),
         objective=objective,
         optimizer=optax.sgd(0.3),
         implementation=how,
@@ -52,7 +52,7 @@ DKD = tr.Scheduled(
 )
 @pytest.mark.usefixtures("x64")
 def test_a_step_is_that_of_all_logits(make, how, devices, options):
-    """Loss, metrics, updated parameters and all measures; the model's head is padded."""
+    """Loss, metrics, updated parameters and all measures; all heads are padded, each in its way."""
     batch = text_batch(V, packed=True)
     mesh = None if devices is None else jax.make_mesh(devices, ("data", "fsdp"))
 
@@ -67,7 +67,8 @@ def test_a_step_is_that_of_all_logits(make, how, devices, options):
 @pytest.mark.usefixtures("x64")
 def test_teachers_weighed_by_labels_combine_the_same():
     """Each device weighs its own rows, by its own labels."""
-    teacher, mesh = tr.LabelWeightedTeacher(two_teachers()), jax.make_mesh((8,), ("data",))
+    teacher = tr.LabelWeightedTeacher(two_teachers(), vocab_size=V)
+    mesh = jax.make_mesh((8,), ("data",))
     batch = jax.tree.map(jnp.asarray, text_batch(V))
 
     def combined(batch):

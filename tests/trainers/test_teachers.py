@@ -168,6 +168,23 @@ def test_several_teachers_teach_as_their_mixture_or_product(table, teacher, batc
         tr.EnsembleTeacher((teacher, other), np.ones(3))
 
 
+def test_teachers_that_pad_their_vocabularies_are_cut_before_they_are_combined(batches):
+    """As without what they say of ids that no token has; also weighed by the labels."""
+    own = np.random.default_rng(0).standard_normal((2, V, V)).astype(np.float32)
+    wide = np.pad(own, ((0, 0), (0, 0), (0, 3)), constant_values=9)
+    gather = tr.Model(init=lambda key: None, apply=lambda params, tokens: params[tokens])
+    alone = tuple(tr.LiveTeacher(gather, jnp.asarray(one)) for one in own)
+    padded = tuple(tr.LiveTeacher(gather, jnp.asarray(x)) for x in (wide[0], wide[1, :, : V + 1]))
+    batch = jax.tree.map(jnp.asarray, batches(0))
+    for kind in (tr.EnsembleTeacher, tr.LabelWeightedTeacher):
+        found = kind(padded, combine="product", vocab_size=V)(batch)
+        np.testing.assert_array_equal(found, kind(alone, combine="product")(batch))
+    with pytest.raises(ValueError, match=rf"teachers of {V + 1}, {V + 3} logits .* vocab_size"):
+        tr.EnsembleTeacher(padded)(batch)
+    with pytest.raises(ValueError, match=rf"teachers of {V} logits .* \(now {V + 1}\)"):
+        tr.EnsembleTeacher(alone, vocab_size=V + 1)(batch)
+
+
 def test_packed_rows_are_worth_what_single_ones_are(key):
     """Two documents in a row, or one to a row: the same loss and the same update."""
     model = tr.transformer(tr.TransformerConfig(vocab_size=V, layers=1, width=8, heads=2))
