@@ -1,5 +1,6 @@
 """What an objective of distillation may read of a batch whose logits nobody has computed."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ class HiddenRows:
         mask: `[B, T]` weights.
         sampler_logps: `[B, T]`, the labels' log-probs under whatever drew them; `None` where nobody has drawn them.
         writers: `[B]` int32, who wrote each row, as in `DistillationRows`.
+        axis_name: under `jax.shard_map`, of the axes over which the batch is split, for what is of the whole batch.
 
     Example:
         >>> import jax.numpy as jnp
@@ -43,6 +45,7 @@ class HiddenRows:
     mask: jax.Array
     sampler_logps: jax.Array | None = None
     writers: jax.Array | None = None
+    axis_name: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
 
     def dense(self, vocab_size: int | None = None) -> DistillationRows:
         """The same with all logits, of the first `vocab_size` tokens if that is said."""

@@ -166,12 +166,12 @@ class MiniLLM:
             ValueError: no teacher or a cache of one, no `sampler_logps`, or shapes that do not fit.
         """
         samples, single = _tokens(self.vocab_size, rows, None)
-        return self._of_tokens(samples, single, rows)
+        return self._of_tokens(samples, single, rows, ())
 
-    def _of_tokens(self, samples: SampledLabels, single: jax.Array, rows: Any):
+    def _of_tokens(self, samples: SampledLabels, single: jax.Array, rows: Any, axis_name):
         """Of the labels' log-probs and the reverse KL of each token."""
         log_weight = log_weights(samples, rows, "MiniLLM", self.importance)
-        credit = self._credit(samples, log_weight)
+        credit = self._credit(samples, log_weight, axis_name)
         loss = self._surrogate(samples, log_weight, credit)
         if self.single_step:
             loss += self._before(samples, log_weight) * single
@@ -185,7 +185,7 @@ class MiniLLM:
         means = {name: token_mean(value, samples.live) for name, value in held.items()}
         return self.reduction(loss, samples.live), means
 
-    def _credit(self, samples: SampledLabels, log_weight: jax.Array) -> jax.Array:
+    def _credit(self, samples: SampledLabels, log_weight: jax.Array, axis_name) -> jax.Array:
         """What a token's log-prob is multiplied with, no gradient."""
         dtype = samples.gap.dtype
         scale, limit = (
@@ -201,7 +201,9 @@ class MiniLLM:
             returns, lengths = returns + rewards, lengths + 1
         if self.length_normalized:
             returns = returns / jnp.maximum(lengths, 1)
-        return whiten(returns, counts) if self.whiten else jnp.where(counts, returns, 0)
+        if self.whiten:
+            return whiten(returns, counts, axis_name=axis_name)
+        return jnp.where(counts, returns, 0)
 
     def _surrogate(self, samples: SampledLabels, log_weight, credit) -> jax.Array:
         """The loss of each token whose gradient is `-weight credit` times that of its log-prob."""
@@ -222,8 +224,8 @@ class MiniLLM:
 
     @property
     def takes_hidden(self) -> bool:
-        """Unless returns are whitened, over all devices' rows."""
-        return not self.whiten
+        """Always."""
+        return True
 
     @property
     def reads_teacher(self) -> bool:
@@ -238,14 +240,15 @@ class MiniLLM:
         vocab_size: int | None = None,
         implementation: Implementation | None = None,
     ) -> tuple[Weighted, dict[str, Weighted]]:
-        """The same without all logits at once, by `tokens_from_hidden`, if `takes_hidden`."""
+        """The same without all logits at once, by `tokens_from_hidden`."""
         samples, single = tokens_from_hidden(
             functools.partial(_tokens, self.vocab_size),
             rows,
             vocab_size=vocab_size or self.vocab_size,
             implementation=implementation,
         )
-        return self._of_tokens(samples._replace(live=live_labels(rows)), single, rows)
+        samples = samples._replace(live=live_labels(rows))
+        return self._of_tokens(samples, single, rows, rows.axis_name)
 
     def explain(self) -> str:
         """Whose gradient it is, and what keeps it from being exact."""

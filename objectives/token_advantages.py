@@ -85,13 +85,20 @@ def gae(
     return advantages.T
 
 
-def whiten(values: ArrayLike, mask: ArrayLike, *, epsilon: ArrayLike = 1e-8) -> jax.Array:
+def whiten(
+    values: ArrayLike,
+    mask: ArrayLike,
+    *,
+    epsilon: ArrayLike = 1e-8,
+    axis_name: tuple[str, ...] = (),
+) -> jax.Array:
     """Less the mean and over the standard deviation, both over the tokens of the whole batch that are not masked.
 
     Args:
         values: any shape; no gradient flows.
         mask: of the same shape.
         epsilon: added to the variance.
+        axis_name: under `jax.shard_map`, of the axes over which the batch is split.
 
     Returns:
         Of the same shape, 0 where masked.
@@ -106,9 +113,10 @@ def whiten(values: ArrayLike, mask: ArrayLike, *, epsilon: ArrayLike = 1e-8) -> 
     values = floats(jax.lax.stop_gradient(values), "values")
     live = live_tokens(mask, values)
     values = jnp.where(live != 0, values, 0)
-    count = jnp.maximum(jnp.sum(live), 1)
-    centred = live * (values - jnp.sum(values) / count)
-    variance = jnp.sum(centred * centred) / count + jnp.asarray(epsilon, values.dtype)
+    total = lambda x: jax.lax.psum(jnp.sum(x), axis_name)  # noqa: E731
+    count = jnp.maximum(total(live), 1)
+    centred = live * (values - total(values) / count)
+    variance = total(centred * centred) / count + jnp.asarray(epsilon, values.dtype)
     return jnp.where(variance > 0, centred / jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
 
 

@@ -23,7 +23,7 @@ from divax.trainers.evaluation import comparison_sums, prediction_sums
 from divax.trainers.examples import Examples
 from divax.trainers.implementation import implementation_for
 from divax.trainers.model import Model, hidden_logits
-from divax.trainers.sharding import summed_over_devices
+from divax.trainers.sharding import row_axes, summed_over_devices
 from divax.trainers.teacher import AbstractTeacher
 
 
@@ -123,6 +123,7 @@ class HiddenDistillation(NamedTuple):
         """The objective's loss and metrics, each device's from its own rows."""
         rows, heads, joined = parted((unread, (*batch.targets(), sampler_logps, writers)))
         arrays, whole = array_parts(objective)
+        axis_name = row_axes(self.mesh, rows)
 
         def of_rows(rows, everywhere):
             heads, arrays = everywhere
@@ -135,6 +136,7 @@ class HiddenDistillation(NamedTuple):
                     mask=mask,
                     sampler_logps=sampler_logps,
                     writers=writers,
+                    axis_name=axis_name,
                 ),
                 vocab_size=self.vocab_size,
                 implementation=how,

@@ -133,9 +133,10 @@ def rows_over_devices(
         >>> rows_over_devices(jnp.multiply, mesh, jnp.arange(3), jnp.int32(2)).tolist()
         [0, 2, 4]
     """
-    if mesh is None or any(x.shape[0] % mesh.size for x in jax.tree.leaves(rows)):
+    axes = row_axes(mesh, rows)
+    if mesh is None or not axes:
         return function(rows, whole)
-    split, everywhere = PartitionSpec(mesh.axis_names), PartitionSpec()
+    split, everywhere = PartitionSpec(axes), PartitionSpec()
     own = jax.shard_map(
         function,
         mesh=automatic(mesh),
@@ -144,6 +145,19 @@ def rows_over_devices(
         check_vma=False,
     )
     return own(rows, whole)
+
+
+def row_axes(mesh: Mesh | None, rows: Any) -> tuple[str, ...]:
+    """The mesh's axes over which rows are split; none where its devices do not divide them.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> row_axes(jax.make_mesh((1,), ("data",)), jnp.arange(3)), row_axes(None, jnp.arange(3))
+        (('data',), ())
+    """
+    if mesh is None or any(x.shape[0] % mesh.size for x in jax.tree.leaves(rows)):
+        return ()
+    return mesh.axis_names
 
 
 def summed_over_devices(

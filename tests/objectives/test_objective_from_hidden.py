@@ -22,7 +22,7 @@ OBJECTIVES = {
     ),
     "ensemble": ob.TokenDistillation(distill_weight=0.4),
     "prefix": ob.SampledDistillation(importance="prefix", cap=2.0),
-    "minillm": ob.MiniLLM(discount=0.9),
+    "minillm": ob.MiniLLM(discount=0.9, whiten=True),
     "match": ob.SequenceMatch(discount=0.9),
     "contrastive": ob.ContrastiveDistillation(teacher_gap=0.02, student_gap=0.01),
     "labels": ob.LabelCrossEntropy(reduction=ob.sequence_mean),
@@ -106,12 +106,12 @@ def test_they_are_what_they_are_of_logits():
 
 
 def test_who_takes_hidden_states():
-    """Not correlations across rows, returns whitened over them, or unknown functions."""
+    """Not correlations across rows, or unknown functions."""
     assert not ob.OfLogits(ob.dist).takes_hidden
     assert all(ob.OfLogits(each).takes_hidden for each in (ob.dkd, ob.nkd, ob.pld, ob.logit_mse))
     assert ob.distillm(compat="distillm").takes_hidden  # type: ignore[attr-defined]
     assert not ob.TokenDistillation(divergence=lambda t, s: jnp.sum(t - s, -1)).takes_hidden
-    assert not ob.AsPublished(objective=ob.MiniLLM.published(), difference="").takes_hidden
+    assert ob.AsPublished(objective=ob.MiniLLM.published(), difference="").takes_hidden
     assert not ob.LabelCrossEntropy().reads_teacher
 
 

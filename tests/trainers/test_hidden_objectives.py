@@ -9,6 +9,7 @@ from state_models import gap, states_model, temporary_bytes, text_batch
 
 from divax import objectives as ob
 from divax import trainers as tr
+from divax.trainers.hidden_distillation import HiddenDistillation
 
 V = 37
 
@@ -78,6 +79,28 @@ def test_teachers_weighed_by_labels_combine_the_same():
 
     found = jax.jit(combined)(batch)
     assert gap(found, jax.jit(lambda batch: teacher(batch))(batch)) < 1e-9
+
+
+@pytest.mark.usefixtures("x64")
+def test_returns_are_whitened_over_all_devices():
+    """Value and gradients are those of one device that has all rows."""
+    model, teacher = states_model(V, 4), two_teachers()[0]
+    batch = jax.tree.map(jnp.asarray, text_batch(V))
+    drawn = jnp.asarray(np.random.default_rng(0).normal(-3, 1, batch.tokens.shape))
+
+    def found(mesh):
+        hidden = HiddenDistillation(model, V, mesh, "fast")
+
+        @jax.jit
+        def loss(params):
+            unread = hidden.unread(params, batch, teacher)
+            assert unread is not None
+            objective = ob.MiniLLM.published()
+            return hidden.loss(objective, unread, batch, "fast", drawn)[0].mean()
+
+        return jax.value_and_grad(loss)(model.init(jax.random.key(0)))
+
+    assert gap(found(jax.make_mesh((8,), ("data",))), found(None)) < 1e-9
 
 
 @pytest.mark.parametrize("objective", [None, ob.DirectPreferenceDistillation()])
