@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,13 @@ from divax.divergences.rows import Rows
 
 Reference = Literal["model", "target", "uniform"]
 _SWAPPED: dict[Reference, Reference] = {"model": "target", "target": "model", "uniform": "uniform"}
+
+
+class Moments(NamedTuple):
+    """Of a row, `[...]`: log Σ r over the common support, and the mean of log u there."""
+
+    log_mass: jax.Array
+    mean: jax.Array
 
 
 @divergence
@@ -70,19 +77,35 @@ class LogVariance(AbstractRowDivergence):
         weights, gap = self._centred(rows)
         return 2 * weights * gap, -2 * weights * gap
 
+    def slopes_at(self, moments: Moments, rows: Rows) -> tuple[jax.Array, jax.Array]:
+        """The same from what is known of whole rows."""
+        common, (log_mass, mean) = rows.common.log_p > -jnp.inf, (x[..., None] for x in moments)
+        logits = {"model": rows.common.log_q, "target": rows.common.log_p}.get(self.reference)
+        logits = jnp.where(common, 0 if logits is None else logits, -jnp.inf)
+        weights = jax.lax.stop_gradient(jnp.exp(logits - log_mass))
+        slope = 2 * weights * jnp.where(common, rows.common.log_u - mean, 0)
+        return slope, -slope
+
+    def moments(self, rows: Rows) -> Moments:
+        """Of whole rows."""
+        mass, total = self._mass(rows)
+        mean = jnp.sum(mass * rows.common.log_u, -1, keepdims=True) / total
+        return Moments(jnp.log(total)[..., 0], mean[..., 0])
+
     def _centred(self, rows: Rows) -> tuple[jax.Array, jax.Array]:
         """R on the common support, and log u minus its mean there."""
-        common = rows.common.log_p > -jnp.inf
-        mass = {
-            "model": rows.common.q,
-            "target": rows.common.p,
-            "uniform": common.astype(rows.p.dtype),
-        }[self.reference]
-        mass = jax.lax.stop_gradient(mass)
-        total = jnp.sum(mass, -1, keepdims=True)
-        weights = mass / jnp.where(total > 0, total, 1)
+        mass, total = self._mass(rows)
+        weights, common = mass / total, rows.common.log_p > -jnp.inf
         mean = jnp.sum(weights * rows.common.log_u, -1, keepdims=True)
         return weights, jnp.where(common, rows.common.log_u - mean, 0)
+
+    def _mass(self, rows: Rows) -> tuple[jax.Array, jax.Array]:
+        """R up to a factor, and its sum over the common support, 1 instead of 0; no gradient flows."""
+        uniform = (rows.common.log_p > -jnp.inf).astype(rows.p.dtype)
+        mass = {"model": rows.common.q, "target": rows.common.p}.get(self.reference, uniform)
+        mass = jax.lax.stop_gradient(mass)
+        total = jnp.sum(mass, -1, keepdims=True)
+        return mass, jnp.where(total > 0, total, 1)
 
     @property
     def infinite_at(self) -> InfiniteAt:

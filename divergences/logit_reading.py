@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from divax.divergences.logit_gradient import SlopeSums
 _SAMPLE = slice(256, 320)
 # A log-ratio beyond this says that a token is masked by a large number, not how the models compare.
 _COMPARABLE = 1e3
+_Read = TypeVar("_Read")
 
 
 class Scalars(NamedTuple):
@@ -51,21 +52,27 @@ class Reading(NamedTuple):
     extra: Side | None = None
 
 
-def reduced(tokens: Reading) -> Reading:
-    """Of whole rows."""
-    zeros = jax.tree.map(lambda x: jnp.zeros((), x.dtype), tokens)
-    lowest = lambda side: Side(jnp.full_like(side.top, -jnp.inf), side.sums)  # noqa: E731
-    extra = None if zeros.extra is None else lowest(zeros.extra)
-    nothing = Reading(lowest(zeros.target), lowest(zeros.model), zeros.seen, extra)
-    return jax.lax.reduce(tokens, nothing, _merged, (tokens.seen.ndim - 1,))
-
-
-def _merged(one: Reading, other: Reading) -> Reading:
+def merged(one: Reading, other: Reading) -> Reading:
+    """Of two parts of a row."""
     target, model = _merged_side(one.target, other.target), _merged_side(one.model, other.model)
     extra = None
     if one.extra is not None and other.extra is not None:
         extra = _merged_side(one.extra, other.extra)
     return Reading(target, model, one.seen | other.seen, extra)
+
+
+def reduced(tokens: _Read, merge: Callable[[_Read, _Read], _Read] = merged) -> _Read:
+    """Of whole rows, from readings of tokens and how two of them merge; every `Side` has a top of its own."""
+    side = lambda x: isinstance(x, Side)  # noqa: E731
+    zero = lambda x: jnp.zeros((), x.dtype)  # noqa: E731
+
+    def nothing(x: Any) -> Any:
+        if not side(x):
+            return zero(x)
+        return Side(jnp.full((), -jnp.inf, x.top.dtype), jax.tree.map(zero, x.sums))
+
+    axis = jax.tree.leaves(tokens)[0].ndim - 1
+    return jax.lax.reduce(tokens, jax.tree.map(nothing, tokens, is_leaf=side), merge, (axis,))
 
 
 def _merged_side(one: Side, other: Side) -> Side:

@@ -5,12 +5,11 @@ H200 (`divax bench --only P5`):
 
 | | value | with its gradient |
 |---|---|---|
-| Rényi, Bhattacharyya, and of escorts: gamma, Cauchy–Schwarz, Hölder | 2 | 5 |
+| Rényi, Bhattacharyya, and of escorts: gamma, Cauchy–Schwarz, Hölder; log-variance | 2 | 5 |
 | geometric Jensen–Shannon | 2 | 7 |
 | alpha–beta, beta; any other whose value and slopes are sums of what a token has | 4 | 7 |
-| log-variance, whose mean comes before its variance | 11 | 26 |
 
-But for the last, nothing of the logits' size is kept in between.
+Nothing of the logits' size is kept in between.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from divax.divergences.escort import Escorts, escorts
 from divax.divergences.geometric_js import GeometricJS
 from divax.divergences.jeffreys import Jeffreys
 from divax.divergences.kl_reading import from_one_reading
+from divax.divergences.log_variance import LogVariance, Moments
 from divax.divergences.logit_gradient import SlopeSums, bounded, centred, slope_sums
 from divax.divergences.logit_reading import Reading, Side, classes, reduced, undivided
 from divax.divergences.numerics import Scalar
@@ -34,6 +34,7 @@ from divax.divergences.renyi import Affinity, affinity, renyi_slopes_at
 from divax.divergences.row_reduce import placed, rows_at
 from divax.divergences.row_wise import AbstractRowDivergence, scaled
 from divax.divergences.rows import Rows, split_rows
+from divax.divergences.variance_reading import variance_reading
 
 
 class RowScalars(NamedTuple):
@@ -50,7 +51,7 @@ class RowScalars(NamedTuple):
     tops: tuple[jax.Array, jax.Array]
     totals: tuple[jax.Array, jax.Array]
     value: jax.Array
-    of: Affinity | None
+    of: Affinity | Moments | None
     slopes: tuple[SlopeSums | None, ...]
 
 
@@ -100,11 +101,13 @@ def _tangent(div, scalars: RowScalars, target: jax.Array, model: jax.Array, dots
     return tangent
 
 
-def _slopes(div, rows, of: Affinity | None) -> tuple[jax.Array, jax.Array]:
+def _slopes(div, rows, of: Affinity | Moments | None) -> tuple[jax.Array, jax.Array]:
     if isinstance(div, Escorts):
         slopes = renyi_slopes_at(of, rows, div.order, div.rest)
         factor = _steepness(div)
         return factor * slopes[0], factor * slopes[1]
+    if isinstance(div, LogVariance) and of is not None:
+        return div.slopes_at(of, rows)
     if isinstance(div, GeometricJS) and of is not None:
         return div.slopes_at(of.log_z, rows)
     return div.slopes(rows)
@@ -171,6 +174,12 @@ def _of_any(
     wanted: tuple[bool, ...], div: AbstractRowDivergence, target: jax.Array, model: jax.Array
 ) -> RowScalars:
     of = None
+    if isinstance(div, LogVariance):
+        # Slopes of a row add up to 0.
+        nothing = undivided(jnp.zeros_like(target, shape=(*target.shape[:-1], 1)))
+        slopes = tuple(nothing if want else None for want in wanted)
+        tops, totals, value, of = variance_reading(div, target, model)
+        return RowScalars(tops, totals, value, of, slopes)
     if isinstance(div, GeometricJS):
         tops, totals, value, of = _geometric(div, target, model)
     else:
@@ -221,6 +230,8 @@ def _plain_any(wanted, div, target: jax.Array, model: jax.Array) -> RowScalars:
         for slope, mass, want in sides
     )
     of = None
+    if isinstance(div, LogVariance):
+        of = div.moments(rows)
     if isinstance(div, GeometricJS):
         of = affinity(rows, div.target_weight, 1 - div.target_weight)
     return RowScalars(*_places(target, model), div.value(rows), of, slopes)
