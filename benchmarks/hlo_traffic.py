@@ -55,14 +55,15 @@ def _computations(text: str) -> dict[str, list]:
 
 
 def _sliced(instructions: list) -> dict[int, float]:
-    """Bytes that a fusion reads of those operands of which it takes slices alone, maybe after elementwise operations."""
+    """Bytes that a fusion reads of those operands of which it takes slices or gathers alone, maybe after elementwise operations."""
 
     def slices(name: str) -> list[str] | None:
         shapes = []
         for user, shape, kind, operands, _ in instructions:
             if kind == "parameter" or name not in operands:
                 continue
-            more = [shape] if kind == "slice" else slices(user) if kind in ELEMENTWISE else None
+            cut = kind == "slice" or (kind == "gather" and operands[0] == name)
+            more = [shape] if cut else slices(user) if kind in ELEMENTWISE else None
             if more is None:
                 return None
             shapes += more

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 from divax.divergences.base import AbstractDivergence, InfiniteAt, check_range, divergence
 from divax.divergences.f_divergence import AbstractFDivergence
 from divax.divergences.head_mask import head_mask
+from divax.divergences.head_reading import head_share
 from divax.divergences.kl import ForwardKL, ReverseKL
 from divax.divergences.numerics import Scalar
+from divax.divergences.row_blocks import by_machine
 from divax.divergences.row_mixture import AbstractRowMixture
 from divax.divergences.rows import log_softmax
 
@@ -70,6 +72,11 @@ class AdaptiveKL(AbstractRowMixture):
 
     def head_share(self, target: jax.Array, model: jax.Array) -> jax.Array:
         """W `[...]` from logits `[..., V]`: the head's share of Σ |p − q|, ½ for equal rows."""
+        whole, mass = self.compat is None, self.head_mass
+        there = lambda t, s: head_share(t, s, mass, crossing_token_in_head=whole)  # noqa: E731
+        return by_machine(self._share, there, None, target, model)
+
+    def _share(self, target: jax.Array, model: jax.Array) -> jax.Array:
         head = head_mask(target, self.head_mass, crossing_token_in_head=self.compat is None)
         gap = jnp.abs(jnp.exp(log_softmax(target)) - jnp.exp(log_softmax(model)))
         in_head = jnp.sum(jnp.where(head, gap, 0), -1)

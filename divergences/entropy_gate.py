@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from divax.divergences.base import AbstractDivergence, InfiniteAt, check_range, divergence
 from divax.divergences.f_divergence import AbstractFDivergence
 from divax.divergences.kl import ForwardKL, ReverseKL
+from divax.divergences.logit_reading import Reading, Side, centres, classes, reduced
 from divax.divergences.numerics import Scalar
+from divax.divergences.row_blocks import by_machine
 from divax.divergences.row_mixture import AbstractRowMixture
 from divax.divergences.rows import log_softmax
 
@@ -68,7 +70,7 @@ class EntropyGatedKL(AbstractRowMixture):
         self, target: jax.Array, model: jax.Array, values: Sequence[jax.Array]
     ) -> tuple[jax.Array, ...]:
         """ν for the side of the larger entropy, else 1."""
-        gap = entropy(target) - entropy(model)
+        gap = by_machine(_entropy_gap, _gap_from_one_reading, None, target, model)
         return jnp.where(gap > 0, self.emphasis, 1), jnp.where(gap < 0, self.emphasis, 1)
 
     @property
@@ -83,3 +85,28 @@ class EntropyGatedKL(AbstractRowMixture):
     def normalized(self) -> AbstractDivergence:
         """Divided by 1 + ν, the sum of both weights."""
         return (1 / (1 + self.emphasis)) * self
+
+
+def _entropy_gap(target: jax.Array, model: jax.Array) -> jax.Array:
+    """H(p) − H(q)."""
+    return entropy(target) - entropy(model)
+
+
+def _gap_from_one_reading(target: jax.Array, model: jax.Array) -> jax.Array:
+    """The same where reading takes the time: H = log Σ e^(x − c) − E[x − c] for any number c near the logits."""
+    pairs = list(zip((target, model), centres(target, model), strict=True))
+    sides = [
+        Side(x, (jnp.ones_like(x), jnp.where(jnp.isinf(x), 0, x - c[..., None]))) for x, c in pairs
+    ]
+    read = reduced(Reading(*sides, classes(target, model)))
+
+    def entropy_at(side: Side, centre: jax.Array) -> jax.Array:
+        total, weighted = side.sums
+        # +inf logits are alike; a row without a possible token has entropy 0.
+        log_total = jnp.where(jnp.isinf(side.top), 0, side.top - centre) + jnp.log(
+            jnp.where(total > 0, total, 1)
+        )
+        return log_total - weighted / jnp.where(total > 0, total, 1)
+
+    one, other = zip((read.target, read.model), (c for _, c in pairs), strict=True)
+    return entropy_at(*one) - entropy_at(*other)

@@ -46,17 +46,18 @@ def _head(p: jax.Array, head_mass: jax.Array, crossing_token_in_head: bool) -> j
     tied, likelier = p == crossing, p > crossing
     extra = 0 if crossing_token_in_head else 1
     # The tie of rank j has the mass above + j·crossing before it, and one more token's through it.
-    alone = _taken(jnp.zeros_like(crossing), above, crossing, head_mass, extra) & tied
+    alone = taken(jnp.zeros_like(crossing), above, crossing, head_mass, extra) & tied
 
     def by_rank() -> jax.Array:
         rank = (jnp.cumsum(tied, -1) - 1).astype(p.dtype)
-        return _taken(rank, above, crossing, head_mass, extra) & tied
+        return taken(rank, above, crossing, head_mass, extra) & tied
 
     several = jnp.any(jnp.sum(tied, -1) > 1)
     return likelier | jax.lax.cond(several, by_rank, lambda: alone)
 
 
-def _taken(rank, above, crossing, head_mass, extra):
+def taken(rank, above, crossing, head_mass, extra: int):
+    """Whether the tie of this rank is in the head: the mass before it, or with an `extra` token through it, tells."""
     mass = above + (rank + extra) * crossing
     if not extra:
         return mass < head_mass

@@ -54,10 +54,10 @@ class Reading(NamedTuple):
 
 def merged(one: Reading, other: Reading) -> Reading:
     """Of two parts of a row."""
-    target, model = _merged_side(one.target, other.target), _merged_side(one.model, other.model)
+    target, model = merged_side(one.target, other.target), merged_side(one.model, other.model)
     extra = None
     if one.extra is not None and other.extra is not None:
-        extra = _merged_side(one.extra, other.extra)
+        extra = merged_side(one.extra, other.extra)
     return Reading(target, model, one.seen | other.seen, extra)
 
 
@@ -75,7 +75,7 @@ def reduced(tokens: _Read, merge: Callable[[_Read, _Read], _Read] = merged) -> _
     return jax.lax.reduce(tokens, jax.tree.map(nothing, tokens, is_leaf=side), merge, (axis,))
 
 
-def _merged_side(one: Side, other: Side) -> Side:
+def merged_side(one: Side, other: Side) -> Side:
     """Sums relative to the larger top, with one exponential."""
     ahead = jnp.where(one.top == other.top, 0, one.top - other.top)
     less = jnp.exp(-jnp.abs(ahead))
