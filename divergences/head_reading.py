@@ -26,7 +26,6 @@ from divax.divergences.logit_reading import (
     reduced,
 )
 from divax.divergences.numerics import Scalar
-from divax.divergences.row_reduce import placed
 
 # Tokens of a part: some square root of a vocabulary, and whole registers of a TPU.
 _PART = 512
@@ -118,9 +117,18 @@ def _mass_above(bounds: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def _below(top: jax.Array, depth: jax.Array) -> jax.Array:
-    """The logit this far below the top; beside a +inf logit nothing else is above any."""
-    highest = jnp.finfo(depth.dtype).max
-    return jnp.where(top == jnp.inf, highest, finite_top(top))[..., None] - depth
+    """The logit this far below the top."""
+    return _anchor(top)[..., None] - depth
+
+
+def _anchor(top: jax.Array) -> jax.Array:
+    """The top, if that is finite; beside a +inf logit nothing else is near it."""
+    return jnp.where(top == jnp.inf, jnp.finfo(top.dtype).max, finite_top(top))
+
+
+def _probability(logits: jax.Array, row: _Row) -> jax.Array:
+    place = jnp.minimum(logits - _anchor(row.top)[..., None], 0)
+    return jnp.exp(place - jnp.log(_positive(row.total))[..., None])
 
 
 def _by_parts(known, target: jax.Array, model: jax.Array) -> _Sums:
@@ -147,11 +155,8 @@ def _added(known, target: jax.Array, model: jax.Array) -> _Sums:
 
 def _terms(known: tuple[tuple[_Row, ...], _Level], target: jax.Array, model: jax.Array) -> _Sums:
     rows, level = known
-    (t, log_zt, t_possible), (s, log_zs, s_possible) = (
-        placed(x, *row) for x, row in zip((target, model), rows, strict=True)
-    )
-    p = jnp.where(t_possible, jnp.exp(t - log_zt), 0)
-    gap = jnp.abs(p - jnp.where(s_possible, jnp.exp(s - log_zs), 0))
+    p, q = (_probability(*pair) for pair in zip((target, model), rows, strict=True))
+    gap = jnp.abs(p - q)
     above = target > _below(rows[0].top, level.low)
     on = ~above & (target > _below(rows[0].top, level.high))
     return _Sums(gap, jnp.where(above, gap, 0), jnp.where(on, gap, 0), indicator(on, gap))
