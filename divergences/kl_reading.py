@@ -99,11 +99,11 @@ def _kl_terms(
     # no number where a logit is +inf: such a row is known by its gap alone, in which the log of its probability is 0.
     x, far = (own - a) - (other - b), farthest(own)
     finite = (jnp.where(own == jnp.inf, 0, own) - a) - (jnp.where(other == jnp.inf, 0, other) - b)
-    there, beyond = other != -jnp.inf, jnp.clip(x, -far, -1) + 1
-    excess = jnp.where(there, expm1_excess(-jnp.maximum(x, -1)), 0)
-    cross = jnp.where(there, 1 - jnp.exp(beyond) * (1 - beyond / math.e), 0)
-    gap = jnp.where(there, jnp.clip(finite, -far, far), 0)
-    return gap, excess, indicator(~there, x), cross
+    beyond, lowest = jnp.clip(x, -far, -1) + 1, jnp.finfo(other.dtype).min
+    excess = jnp.where(other != -jnp.inf, expm1_excess(-jnp.maximum(x, -1)), 0)
+    cross = jnp.where(other > -jnp.inf, 1 - jnp.exp(beyond) * (1 - beyond / math.e), 0)
+    gap = jnp.where(other >= lowest, jnp.clip(finite, -far, far), 0)
+    return gap, excess, indicator(other < lowest, x), cross
 
 
 class _KL(NamedTuple):

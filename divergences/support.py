@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -44,13 +44,25 @@ def apply_support(
         )
     if support == "inf":
         return target, model
+    if support == "mask":
+        pairs = (target, model, infinite_at.model_zero), (model, target, infinite_at.target_zero)
+        return tuple(one if off is False else _masked(one, other, off) for one, other, off in pairs)
     target_off, model_off = target == -jnp.inf, model == -jnp.inf
     bad_target = target_off & ~model_off & infinite_at.target_zero
     bad_model = model_off & ~target_off & infinite_at.model_zero
-    if support == "mask":
-        bad = bad_target | bad_model
-        return jnp.where(bad, -jnp.inf, target), jnp.where(bad, -jnp.inf, model)
     return _floor(target, bad_target), _floor(model, bad_model)
+
+
+@jax.custom_jvp
+def _masked(logits: jax.Array, other: jax.Array, off: Any) -> jax.Array:
+    """−inf where the other is, if that is to be masked."""
+    return jnp.where((other == -jnp.inf) & off, -jnp.inf, logits)
+
+
+@_masked.defjvp
+def _masked_jvp(primals, tangents):
+    # No divergence depends on a logit that is −inf; without a mask in its derivative, none is written down by a GPU.
+    return _masked(*primals), tangents[0]
 
 
 def _floor(logits: jax.Array, bad: jax.Array) -> jax.Array:
