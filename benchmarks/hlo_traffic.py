@@ -55,7 +55,7 @@ def _computations(text: str) -> dict[str, list]:
 
 
 def _sliced(instructions: list) -> dict[int, float]:
-    """Bytes that a fusion reads of those operands of which it takes slices or gathers alone, maybe after elementwise operations."""
+    """Bytes that a fusion reads of those operands of which it takes parts alone, maybe after elementwise operations."""
 
     def slices(name: str) -> list[str] | None:
         shapes = []

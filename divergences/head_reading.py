@@ -112,7 +112,9 @@ def _level(target: jax.Array, row: _Row, mass: jax.Array) -> _Level:
 def _mass_above(bounds: jax.Array, target: jax.Array) -> jax.Array:
     """Σ e^(logit − top) of logits above each of the bounds: merged with one exponential, which no sum has to itself."""
     bounds = [bounds[..., i : i + 1] for i in range(bounds.shape[-1])]
-    side = reduced(Side(target, [indicator(target > bound, target) for bound in bounds]), merged_side)
+    side = reduced(
+        Side(target, [indicator(target > bound, target) for bound in bounds]), merged_side
+    )
     return jnp.stack(side.sums, -1)
 
 

@@ -45,8 +45,8 @@ def apply_support(
     if support == "inf":
         return target, model
     if support == "mask":
-        pairs = (target, model, infinite_at.model_zero), (model, target, infinite_at.target_zero)
-        return tuple(one if off is False else _masked(one, other, off) for one, other, off in pairs)
+        without_model, without_target = infinite_at.model_zero, infinite_at.target_zero
+        return _masked(target, model, without_model), _masked(model, target, without_target)
     target_off, model_off = target == -jnp.inf, model == -jnp.inf
     bad_target = target_off & ~model_off & infinite_at.target_zero
     bad_model = model_off & ~target_off & infinite_at.model_zero
@@ -55,8 +55,8 @@ def apply_support(
 
 @jax.custom_jvp
 def _masked(logits: jax.Array, other: jax.Array, off: Any) -> jax.Array:
-    """−inf where the other is, if that is to be masked."""
-    return jnp.where((other == -jnp.inf) & off, -jnp.inf, logits)
+    """−inf where either is, if that is to be masked: one comparison for both sides."""
+    return jnp.where((jnp.minimum(logits, other) == -jnp.inf) & off, -jnp.inf, logits)
 
 
 @_masked.defjvp
