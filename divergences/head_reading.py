@@ -70,20 +70,17 @@ def head_share(
     level = _level(target, rows[0], mass)
     crossing = jnp.exp(-level.low) / _positive(rows[0].total)[..., None]
     extra = 0 if crossing_token_in_head else 1
-    sums = _by_parts((rows, level), target, model)
-    after = jnp.cumsum(sums.count, -1)
     inside = lambda rank: taken(rank, level.above, crossing, mass, extra)  # noqa: E731
-    ends = inside(after - sums.count) & ~inside(after - 1) & (sums.count > 0)
-    head = jnp.sum(sums.above + jnp.where((sums.count > 0) & inside(after - 1), sums.on, 0), -1)
-    # The tokens of the part in which the head ends.
+    sums = _by_parts((rows, level), target, model)
+    after, some = jnp.cumsum(sums.count, -1), sums.count > 0
+    whole = some & inside(after - 1)
+    ends = some & inside(after - sums.count) & ~whole
+    head = jnp.sum(sums.above + jnp.where(whole, sums.on, 0), -1)
     part = jnp.argmax(ends, -1, keepdims=True)
-    token = part * _PART + jnp.arange(_PART).reshape((1,) * (target.ndim - 1) + (_PART,))
-    few = [jnp.take_along_axis(x, jnp.minimum(token, x.shape[-1] - 1), -1) for x in (target, model)]
-    terms = _terms((rows, level), *few)
-    count = jnp.where(token < target.shape[-1], terms.count, 0)
-    before = jnp.take_along_axis(after - sums.count, part, -1)
-    first = (count > 0) & inside(before + jnp.cumsum(count, -1) - 1)
-    head += jnp.where(jnp.any(ends, -1), jnp.sum(jnp.where(first, terms.on, 0), -1), 0)
+    terms = _of_part(part, (rows, level), target, model)
+    rank = jnp.take_along_axis(after - sums.count, part, -1) + jnp.cumsum(terms.count, -1) - 1
+    first = jnp.any(ends, -1, keepdims=True) & (terms.count > 0) & inside(rank)
+    head += jnp.sum(jnp.where(first, terms.on, 0), -1)
     total = jnp.sum(sums.gap, -1)
     return jnp.where(total > 0, head / _positive(total), 0.5)
 
@@ -143,6 +140,14 @@ def _by_parts(known, target: jax.Array, model: jax.Array) -> _Sums:
         return parts
     rest = _added(known, target[..., whole:], model[..., whole:])
     return _Sums(*(jnp.append(x, y[..., None], -1) for x, y in zip(parts, rest, strict=True)))
+
+
+def _of_part(part: jax.Array, known, target: jax.Array, model: jax.Array) -> _Sums:
+    """Of each token of one part, `[..., 512]`; beyond the vocabulary none is counted."""
+    token = part * _PART + jnp.arange(_PART).reshape((1,) * (target.ndim - 1) + (_PART,))
+    inside = jnp.minimum(token, target.shape[-1] - 1)
+    terms = _terms(known, *(jnp.take_along_axis(x, inside, -1) for x in (target, model)))
+    return terms._replace(count=jnp.where(token == inside, terms.count, 0))
 
 
 def _added(known, target: jax.Array, model: jax.Array) -> _Sums:

@@ -25,7 +25,7 @@ from divax.divergences.escort import Escorts, escorts
 from divax.divergences.geometric_js import GeometricJS
 from divax.divergences.jeffreys import Jeffreys
 from divax.divergences.kl_reading import from_one_reading
-from divax.divergences.log_variance import LogVariance, Moments
+from divax.divergences.log_variance import LogVariance
 from divax.divergences.logit_gradient import SlopeSums, bounded, centred, slope_sums
 from divax.divergences.logit_reading import Reading, Side, classes, reduced, undivided
 from divax.divergences.numerics import Scalar
@@ -44,14 +44,14 @@ class RowScalars(NamedTuple):
         tops: the largest logits, target's and model's, `[...]`.
         totals: Σ e^(logit − top).
         value: the divergence.
-        of: what its slopes are made of beside p and q; None where they say it themselves.
+        of: what its slopes are made of beside p and q (`Affinity`, `Moments`); None where they say it themselves.
         slopes: Σ slope of each side, None where nobody asked.
     """
 
     tops: tuple[jax.Array, jax.Array]
     totals: tuple[jax.Array, jax.Array]
     value: jax.Array
-    of: Affinity | Moments | None
+    of: Any
     slopes: tuple[SlopeSums | None, ...]
 
 
@@ -101,7 +101,7 @@ def _tangent(div, scalars: RowScalars, target: jax.Array, model: jax.Array, dots
     return tangent
 
 
-def _slopes(div, rows, of: Affinity | Moments | None) -> tuple[jax.Array, jax.Array]:
+def _slopes(div, rows, of: Any) -> tuple[jax.Array, jax.Array]:
     if isinstance(div, Escorts):
         slopes = renyi_slopes_at(of, rows, div.order, div.rest)
         factor = _steepness(div)

@@ -88,10 +88,9 @@ class Tempered(AbstractDivergence):
 
 @jax.custom_jvp
 def _divided(logits: jax.Array, temperature: Scalar) -> jax.Array:
-    """Logits over T; finite ones stay so, if need be undivided.
+    """Logits over T; infinite ones as they are, others stay finite.
 
-    As short as can be, and linear in the logits, for a GPU: what is long is written down for all who read it, as is any mask
-    that a derivative takes.
+    Without a comparison, also in its derivative: a GPU writes masks down for all who read them.
     """
     most = jnp.finfo(logits.dtype).max
     bounds = jnp.minimum(logits, -most), jnp.maximum(logits, most)

@@ -34,9 +34,9 @@ def test_the_share_of_the_head_is_that_by_sorting():
     with jax.enable_x64(True):
         target, model = rows()
         p, q = softmax(target), softmax(model)
-        gap = np.abs(p - q)
+        gap, logits = np.abs(p - q), (jnp.asarray(target), jnp.asarray(model))
         shares = lambda crossing: jax.vmap(  # noqa: E731
-            lambda mass: head_share(target, model, mass, crossing_token_in_head=crossing)
+            lambda mass: head_share(*logits, mass, crossing_token_in_head=crossing)
         )(MASSES)
         for crossing, found in jax.jit(
             lambda: {one: shares(one) for one in (True, False)}

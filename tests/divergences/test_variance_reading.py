@@ -44,7 +44,7 @@ def test_the_same_numbers_in_double(monkeypatch):
 
 def oracle(reference, target, model):
     """Value and gradient by the model's logits of one row, and its largest weight, from softmax probabilities."""
-    t, s = np.float64(target), np.float64(model)
+    t, s = (np.asarray(x, np.float64) for x in (target, model))
     common = np.isfinite(t) & np.isfinite(s)
     one_sided = {"model": np.isfinite(s), "target": np.isfinite(t)}.get(
         reference, np.isfinite(s) | np.isfinite(t)
