@@ -17,14 +17,14 @@ def elsewhere(monkeypatch):
 
 
 def first_order(target, model):
-    """Values and gradients of each member, of rows with finite values, and of the others' finite parts."""
+    """Values and gradients of two members, of rows with finite values, and of the others' finite parts."""
     weights = jnp.cos(jnp.arange(18.0).reshape(6, 3))
 
     def of(div):
         values, pull = jax.vjp(div, target, model)
         return values, pull(weights.astype(values.dtype))
 
-    return [of(div) for div in MEMBERS]
+    return [of(div) for div in MEMBERS[::2]]
 
 
 def second_order(target, model):
