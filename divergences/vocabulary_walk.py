@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from divax.divergences.chunk_form import make_part
-from divax.divergences.linear_head import LinearLogits, contract
+from divax.divergences.linear_head import LinearLogits, times_inputs, times_weight
 from divax.divergences.row_form import AbstractRowForm, Part
 from divax.divergences.steps import steps_of
 from divax.divergences.token_walk import (
@@ -224,7 +224,7 @@ def _add_inputs(grid: _Grid, i, totals: list, side: LinearLogits, by: jax.Array 
     for total, x, w, tied in zip(totals, side.inputs, side.weights, side.tied, strict=True):
         if total is not None and by is not None:
             narrow = by.astype(jnp.promote_types(x.dtype, w.dtype))
-            rows = contract(narrow, w, 1, 0 if tied else 1, total.dtype)
+            rows = times_weight(narrow, w, tied, total.dtype)
             before = jax.lax.dynamic_slice_in_dim(total, start, len(rows))
             total = jax.lax.dynamic_update_slice_in_dim(total, before + rows, start, 0)
         added.append(total)
@@ -239,8 +239,7 @@ def _add_head(totals: tuple[list, Any], side: LinearLogits, by: jax.Array | None
     for total, x, w, tied in zip(weights, side.inputs, side.weights, side.tied, strict=True):
         if total is not None:
             narrow = by.astype(jnp.promote_types(x.dtype, w.dtype))
-            left, right = (narrow, x) if tied else (x, narrow)
-            total = total + contract(left, right, 0, 0, total.dtype)
+            total = total + times_inputs(narrow, x, tied, total.dtype)
         added.append(total)
     return added, None if bias is None else bias + jnp.sum(by, 0)
 
