@@ -44,6 +44,7 @@ class Plan:
         vocab_chunk: tokens of the vocabulary at a time, in a form or where a gradient of a head is added up.
         reading_chunk: likewise, where a form reads logits and multiplies nothing.
         vocab_size: of the function; heads may have more columns.
+        given: whether a caller chose the steps; else a walk may take those that suit it.
         shard: which part of the vocabulary that is, where devices share it.
     """
 
@@ -53,6 +54,7 @@ class Plan:
     vocab_chunk: int
     reading_chunk: int
     vocab_size: int
+    given: bool = False
     shard: Shard = WHOLE
 
 
