@@ -89,9 +89,9 @@ def fused_linear(
         implementation: "reference" has all logits at once. "fast" has `[chunk, V]` at a time. "lean" has
             `[chunk, vocab_chunk]`, computing the logits again for their gradient: of f-divergences only (twice for the two
             KLs, Jeffreys and their mixtures, three times for others); for the rest, for caches and for derivatives by
-            parameters it is "fast" with the same chunk. On a CPU, where no chunk is given, it is "fast" with up to 128 tokens
-            as long as 112 MiB hold the logits of 96 (V up to 152917). Default: "reference" up to 4 million logits, where memory is
-            no matter; "lean" from V = 524288 on, where a chunk's logits are; "fast" between.
+            parameters it is "fast" with the same chunk. On a CPU, where no chunk is given, it is "fast" with up to 128
+            tokens as long as 112 MiB hold the logits of 96 (V up to 152917). Default: "reference" up to 4 million
+            logits, where memory is no matter; "lean" from V = 524288 on, where a chunk's logits are; "fast" between.
         sharding: where the heads are spread over devices by their vocabulary, which then walk together, each over its
             own columns. Chunks are counted on a device.
 
