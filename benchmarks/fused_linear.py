@@ -99,7 +99,9 @@ def fused(implementation: Any, *, free: bool = False) -> Callable[[str, Size], L
     """`divergences.fused_linear`, free to choose its chunks or with those of the size."""
 
     def make(member, size):
-        chunks = {} if free else {"chunk": size.chunk, "vocab_chunk": size.vocab_chunk}
+        chunks: dict[str, Any] = (
+            {} if free else {"chunk": size.chunk, "vocab_chunk": size.vocab_chunk}
+        )
 
         def loss(h, w, th, tw):
             found = dv.fused_linear(
