@@ -95,14 +95,18 @@ def map_checkpoint(member: str, size: Size) -> Loss:
     return loss
 
 
-def fused(implementation: Any) -> Callable[[str, Size], Loss]:
-    """`divergences.fused_linear`."""
+def fused(implementation: Any, *, free: bool = False) -> Callable[[str, Size], Loss]:
+    """`divergences.fused_linear`, free to choose its chunks or with those of the size."""
 
     def make(member, size):
+        chunks: dict[str, Any] = (
+            {} if free else {"chunk": size.chunk, "vocab_chunk": size.vocab_chunk}
+        )
+
         def loss(h, w, th, tw):
             found = dv.fused_linear(
                 MEMBERS[member], model_hidden=h, model_head=w, target_hidden=th, target_head=tw,
-                implementation=implementation, chunk=size.chunk, vocab_chunk=size.vocab_chunk,
+                implementation=implementation, **chunks,
             )  # fmt: skip
             return found.total / size.tokens
 
@@ -116,7 +120,7 @@ HOW = {
     "scan": scan_checkpoint,
     "map": map_checkpoint,
     "fast": fused("fast"),
-    "lean": fused("lean"),
+    "lean": fused("lean", free=True),
 }
 WANTED = {"full": (0, 1), "frozen": (0,)}
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from divax.divergences.linear_head import LinearLogits, contract
+from divax.divergences.linear_head import LinearLogits, times_inputs, times_weight
 from divax.divergences.row_form import AbstractRowForm, Part
 from divax.divergences.steps import Steps, added_up, zeros_of
 from divax.divergences.vocabulary_shard import Shard
@@ -124,7 +124,7 @@ class ChunkForm:
                 total,
                 self.chunk.start,
                 0,
-                lambda t, w=w, wide=wide, tied=tied: contract(wide, w, 1, 0 if tied else 1, t),
+                lambda t, w=w, wide=wide, tied=tied: times_weight(wide, w, tied, t),
             )
             for total, (_, w, tied), wide in zip(sums.inputs, terms, wides, strict=True)
         )
@@ -133,18 +133,12 @@ class ChunkForm:
                 total,
                 start,
                 0 if tied else 1,
-                lambda t, x=x, wide=wide, tied=tied: _outer(x, wide, tied, t),
+                lambda t, x=x, wide=wide, tied=tied: times_inputs(wide, x, tied, t),
             )
             for total, (x, _, tied), wide in zip(sums.weights, terms, wides, strict=True)
         )
         bias = _add(sums.bias, start, 0, lambda t: jnp.sum(by, 0).astype(t))
         return dataclasses.replace(sums, inputs=inputs, weights=weights, bias=bias)
-
-
-def _outer(x: jax.Array, by: jax.Array, tied: bool, dtype: Any) -> jax.Array:
-    """Xᵀ·by, or its transpose."""
-    left, right = (by, x) if tied else (x, by)
-    return contract(left, right, 0, 0, dtype)
 
 
 def _add(total: jax.Array | None, start: Any, axis: int, product: Callable[[Any], jax.Array]):

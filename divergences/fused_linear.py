@@ -84,12 +84,14 @@ def fused_linear(
         vocab_size: the tokenizer's size, where the two heads are padded to different multiples; other columns are
             left out, without a copy of the head.
         chunk: tokens at a time. Default: 64 to 256 on a CPU, 1024 to 4096 elsewhere, fewer for large vocabularies.
-        vocab_chunk: tokens of the vocabulary at a time. Default 8192.
+        vocab_chunk: tokens of the vocabulary at a time. Default 8192. "lean" on a CPU, where neither is given, takes 1024
+            tokens and 2048 of the vocabulary.
         implementation: "reference" has all logits at once. "fast" has `[chunk, V]` at a time. "lean" has
             `[chunk, vocab_chunk]`, computing the logits again for their gradient: of f-divergences only (twice for the two
             KLs, Jeffreys and their mixtures, three times for others); for the rest, for caches and for derivatives by
-            parameters it is "fast" with the same chunk. Default: "reference" up to 4 million logits, where memory is
-            no matter; "lean" from V = 524288 on, where a chunk's logits are; "fast" between.
+            parameters it is "fast" with the same chunk. On a CPU, where no chunk is given, it is "fast" with up to 128
+            tokens as long as 112 MiB hold the logits of 96 (V up to 152917). Default: "reference" up to 4 million
+            logits, where memory is no matter; "lean" from V = 524288 on, where a chunk's logits are; "fast" between.
         sharding: where the heads are spread over devices by their vocabulary, which then walk together, each over its
             own columns. Chunks are counted on a device.
 
@@ -321,6 +323,7 @@ def make_plan(
     for name, value in (("chunk", chunk), ("vocab_chunk", vocab_chunk)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
+    given = chunk is not None or vocab_chunk is not None
     cpu, vocab_chunk = jax.default_backend() == "cpu", vocab_chunk or 8192
     if chunk is None:
         # A CPU wants a chunk's logits near its caches; others want matrix products that read the heads seldom.
@@ -328,7 +331,7 @@ def make_plan(
         chunk = min(max(budget // (8 * vocab_size), least), most)
     # A megabyte at a time: what is made of it stays in a core's cache, where that is what takes the time.
     reading = min(max(2**18 // chunk, 128), vocab_chunk) if cpu else vocab_chunk
-    return Plan(of_logits, form, chunk, vocab_chunk, reading, vocab_size)
+    return Plan(of_logits, form, chunk, vocab_chunk, reading, vocab_size, given)
 
 
 def common_vocabulary(sides: tuple[LinearLogits, ...], vocab_size: int | None) -> int:

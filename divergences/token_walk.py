@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from divax.divergences.chunk_form import Chunk, ChunkForm
-from divax.divergences.linear_head import LinearLogits, contract
+from divax.divergences.linear_head import LinearLogits, times_inputs, times_weight
 from divax.divergences.row_form import AbstractRowForm
 from divax.divergences.steps import Steps, steps_of
 from divax.divergences.vocabulary_shard import WHOLE, Shard
@@ -44,6 +44,7 @@ class Plan:
         vocab_chunk: tokens of the vocabulary at a time, in a form or where a gradient of a head is added up.
         reading_chunk: likewise, where a form reads logits and multiplies nothing.
         vocab_size: of the function; heads may have more columns.
+        given: whether a caller chose the steps; else a walk may take those that suit it.
         shard: which part of the vocabulary that is, where devices share it.
     """
 
@@ -53,6 +54,7 @@ class Plan:
     vocab_chunk: int
     reading_chunk: int
     vocab_size: int
+    given: bool = False
     shard: Shard = WHOLE
 
 
@@ -278,7 +280,7 @@ def _add_rows(total: jax.Array | None, start, by: jax.Array | None, w: jax.Array
     """The gradient by the inputs, by·wᵀ, at the chunk's rows."""
     if total is None or by is None:
         return total
-    rows = contract(by, w, 1, 0 if tied else 1, total.dtype)
+    rows = times_weight(by, w, tied, total.dtype)
     before = jax.lax.dynamic_slice_in_dim(total, start, rows.shape[0])
     return jax.lax.dynamic_update_slice_in_dim(total, before + rows, start, 0)
 
@@ -292,8 +294,7 @@ def add_outer(total: jax.Array, x: jax.Array, by: jax.Array, tied: bool, size: i
         start, fresh = steps.start(index), steps.fresh(index)
         part = jax.lax.dynamic_slice_in_dim(by, start, steps.size, 1)
         part = part if by.shape[1] % steps.size == 0 else jnp.where(fresh[None, :], part, 0)
-        left, right = (part, x) if tied else (x, part)
-        product = contract(left, right, 0, 0, total.dtype)
+        product = times_inputs(part, x, tied, total.dtype)
         before = jax.lax.dynamic_slice_in_dim(total, start, steps.size, axis)
         return jax.lax.dynamic_update_slice_in_dim(total, before + product, start, axis)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from divax.divergences.chunk_form import make_part
-from divax.divergences.linear_head import LinearLogits, contract
+from divax.divergences.linear_head import LinearLogits, times_inputs, times_weight
 from divax.divergences.row_form import AbstractRowForm, Part
 from divax.divergences.steps import steps_of
 from divax.divergences.token_walk import (
@@ -22,6 +23,11 @@ from divax.divergences.token_walk import (
     working_dtype,
 )
 
+# On a CPU, where computing logits again costs more than all but the products: steps of both, in which these are fast
+# and what is made of a part stays in the last cache; and bytes of logits that may be kept instead, of how many tokens.
+_TOKENS, _PART = 1024, 2048
+_KEPT, _FEWEST, _MOST = 112 * 2**20, 96, 128
+
 
 def walk_vocabulary(
     plan: Plan, operands: Operands, cotangents: Any = None, wanted: tuple[bool, ...] = ()
@@ -30,11 +36,15 @@ def walk_vocabulary(
 
     The vocabulary is the outer loop, so that each part of a head is read, and each part of its gradient written, once
     per reading, and added up in float32 whatever the head's own precision. Where the plan has no form, or a gradient by
-    params or caps is wanted, it is `walk_tokens`.
+    params or caps is wanted, it is `walk_tokens`; likewise for two sides on a CPU where nobody chose the steps and
+    112 MiB hold the logits of enough tokens.
     """
     leaves, tree = jax.tree.flatten((operands.params, operands.sides))
     flags = jax.tree.unflatten(tree, wanted or (False,) * len(leaves))
     if plan.form is None or beyond_logits(flags):
+        return walk_tokens(plan, operands, cotangents, wanted)
+    if kept := _kept_tokens(plan, operands):
+        plan = dataclasses.replace(plan, chunk=kept, vocab_chunk=_PART)
         return walk_tokens(plan, operands, cotangents, wanted)
     grid = _Grid(plan, operands, plan.form(operands.params))
     first = grid.first_reading()
@@ -53,13 +63,29 @@ def walk_vocabulary(
     return Walked(outputs, extras, [*nothing, *gradients])
 
 
+def _free_on_cpu(plan: Plan) -> bool:
+    """Whether the steps are this walk's to choose."""
+    return not plan.given and jax.default_backend() == "cpu"
+
+
+def _kept_tokens(plan: Plan, operands: Operands) -> int:
+    """Tokens at a time whose logits are kept; 0 where none are.
+
+    Of two sides that saves two products of six or more, though those of so few tokens are slower; of one, too little.
+    """
+    tokens = min(_KEPT // (8 * plan.vocab_size), _MOST)
+    worth = len(operands.sides) > 1 and tokens >= _FEWEST
+    return tokens if worth and _free_on_cpu(plan) else 0
+
+
 class _Grid:
     """The cells of tokens × vocabulary, and loops over them; lives while a walk is traced."""
 
     def __init__(self, plan: Plan, operands: Operands, form: AbstractRowForm):
         self.operands, self.form, self.shard = operands, form, plan.shard
-        self.tokens = steps_of(operands.live.shape[0], plan.chunk)
-        self.vocabulary = steps_of(plan.vocab_size, plan.vocab_chunk, multiple=128)
+        sizes = (_TOKENS, _PART) if _free_on_cpu(plan) else (plan.chunk, plan.vocab_chunk)
+        self.tokens = steps_of(operands.live.shape[0], sizes[0])
+        self.vocabulary = steps_of(plan.vocab_size, sizes[1], multiple=128)
 
     def columns(self, j) -> list[LinearLogits]:
         """Every side's part of the head."""
@@ -224,7 +250,7 @@ def _add_inputs(grid: _Grid, i, totals: list, side: LinearLogits, by: jax.Array 
     for total, x, w, tied in zip(totals, side.inputs, side.weights, side.tied, strict=True):
         if total is not None and by is not None:
             narrow = by.astype(jnp.promote_types(x.dtype, w.dtype))
-            rows = contract(narrow, w, 1, 0 if tied else 1, total.dtype)
+            rows = times_weight(narrow, w, tied, total.dtype)
             before = jax.lax.dynamic_slice_in_dim(total, start, len(rows))
             total = jax.lax.dynamic_update_slice_in_dim(total, before + rows, start, 0)
         added.append(total)
@@ -239,8 +265,7 @@ def _add_head(totals: tuple[list, Any], side: LinearLogits, by: jax.Array | None
     for total, x, w, tied in zip(weights, side.inputs, side.weights, side.tied, strict=True):
         if total is not None:
             narrow = by.astype(jnp.promote_types(x.dtype, w.dtype))
-            left, right = (narrow, x) if tied else (x, narrow)
-            total = total + contract(left, right, 0, 0, total.dtype)
+            total = total + times_inputs(narrow, x, tied, total.dtype)
         added.append(total)
     return added, None if bias is None else bias + jnp.sum(by, 0)
 

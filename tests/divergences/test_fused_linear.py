@@ -330,6 +330,19 @@ def test_what_nobody_asks_for_is_not_computed(how, counts):
     assert tuple(products(f, *args) for f in (of, *grads)) == counts
 
 
+@pytest.mark.parametrize(("size", "count"), [(9, 4), (2**18, 6)])
+def test_lean_keeps_logits_where_they_are_few(size, count):
+    """Without chunks on a CPU: four products where a chunk's logits fit, six where they are computed again."""
+    hidden, head = jnp.zeros((2048, 2)), jnp.zeros((2, size))
+    target = {"target_hidden": hidden, "target_head": head}
+
+    def of(h, w):
+        sides = target | {"model_hidden": h, "model_head": w}
+        return dv.fused_linear(dv.ForwardKL(), **sides, implementation="lean").total
+
+    assert products(jax.grad(of, (0, 1)), hidden, head) == count
+
+
 @pytest.mark.parametrize("how", ["fast", "lean"])
 def test_no_array_of_all_logits(how):
     """Temporaries of a program of 2048 × 8192 logits stay far below one array of them (67 MB)."""
