@@ -15,6 +15,7 @@ from divax.divergences.base import AbstractDivergence
 from divax.divergences.f_divergence import AbstractFDivergence, _value_of, sided_gradients
 from divax.divergences.logit_gradient import instantiate, is_zero
 from divax.divergences.row_blocks import by_blocks, by_machine
+from divax.divergences.row_wise import scaled
 from divax.divergences.rows import split_rows
 
 
@@ -90,14 +91,8 @@ def _mixed(div: AbstractRowMixture, target, model, values: Sequence[jax.Array]):
     """Σ weight·value, and the weights."""
     held = jax.lax.stop_gradient((target, model, tuple(values)))
     weights = [jnp.asarray(w, values[0].dtype) for w in div.row_weights(*held)]
-    terms = [jnp.where(w == 0, 0, _times(w, v)) for w, v in zip(weights, values, strict=True)]
+    terms = [jnp.where(w == 0, 0, scaled(w, v)) for w, v in zip(weights, values, strict=True)]
     return sum(terms[1:], start=terms[0]), weights
-
-
-def _times(weight: jax.Array, value: jax.Array) -> jax.Array:
-    """The product; where the value is +inf, its finite part has the weight too, and by the weight there is no derivative."""
-    held = jax.lax.stop_gradient(weight)
-    return held * value + (weight - held) * jnp.where(jnp.isfinite(value), value, 0)
 
 
 def _by_components(div: AbstractRowMixture, target: jax.Array, model: jax.Array) -> jax.Array:

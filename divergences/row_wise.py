@@ -126,6 +126,11 @@ def log_sum(exponents: jax.Array) -> jax.Array:
 
 
 def scaled(factor: Scalar, value: jax.Array) -> jax.Array:
-    """factor·value, +inf as it is: the derivative by the factor of an infinite value must not become 0·∞."""
-    finite = jnp.isfinite(value)
-    return jnp.where(finite, factor * jnp.where(finite, value, 0), value)
+    """factor·value for a factor ≥ 0, +inf where the value is.
+
+    Gradients of an infinite value, those of its finite part, have the factor too; by the factor it has none, as that would
+    be 0·∞.
+    """
+    finite, held = jnp.isfinite(value), jax.lax.stop_gradient(jnp.asarray(factor, value.dtype))
+    product = jnp.where(finite | (held > 0), held, 1) * value
+    return product + (factor - held) * jnp.where(finite, value, 0)

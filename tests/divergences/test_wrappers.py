@@ -110,6 +110,18 @@ def test_tempered_by_hand(inner):
 
 
 @pytest.mark.usefixtures("x64")
+def test_the_power_of_the_temperature_counts_where_the_value_is_infinite():
+    """The finite part has its gradient, by which an optimiser may still get out of there."""
+    target, model = jnp.array([1.0, 0.0, 2.0]), jnp.array([0.0, 1.0, -INF])
+    for inner in (dv.ForwardKL(), dv.get("renyi(2.0)")):
+        hot = dv.Tempered(inner=inner, temperature=2.0, power=3.0)
+        assert hot(target, model) == INF
+        found = jax.grad(lambda s, hot=hot: hot(target, s))(model)
+        expected = 8 * jax.grad(lambda s, inner=inner: inner(target / 2, s / 2))(model)
+        assert jnp.abs(expected).max() > 0.1
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_the_right_power_keeps_the_size():
     """T² for smooth members, T for total variation: the values settle as T grows."""
     variance = np.var(T - S, axis=-1)
