@@ -14,7 +14,6 @@ Nothing of the logits' size is kept in between.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ import jax.numpy as jnp
 from divax.divergences.escort import Escorts, escorts
 from divax.divergences.geometric_js import GeometricJS
 from divax.divergences.jeffreys import Jeffreys
+from divax.divergences.kept_rule import differentiated_as
 from divax.divergences.kl_reading import from_one_reading
 from divax.divergences.log_variance import LogVariance
 from divax.divergences.logit_gradient import SlopeSums, bounded, centred, slope_sums
@@ -120,7 +120,15 @@ def _steepness(form: Escorts) -> Scalar:
 # ---- Rényi divergences of escorts ------------------------------------------------------------------------------
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _plain_escorts(wanted, form: Escorts, target: jax.Array, model: jax.Array) -> RowScalars:
+    target, model = _powered(form, target, model)
+    rows = split_rows(target, model)
+    of = affinity(rows, form.order, form.rest)
+    infinite = of.disjoint | rows.has_p_only & (jnp.asarray(form.rest) <= 0)
+    return _escorted(wanted, form, *_places(target, model), of, infinite)
+
+
+@differentiated_as(_plain_escorts)
 def _of_escorts(
     wanted: tuple[bool, ...], form: Escorts, target: jax.Array, model: jax.Array
 ) -> RowScalars:
@@ -129,21 +137,6 @@ def _of_escorts(
     infinite = found.disjoint | found.infinite & (rest <= 0)
     of = Affinity(jnp.where(found.disjoint, 0, found.log_z), found.renyi, found.disjoint)
     return _escorted(wanted, form, found.tops, found.totals, of, infinite)
-
-
-@_of_escorts.defjvp
-def _of_escorts_jvp(wanted, primals, tangents):
-    # Derivatives of scalars are second derivatives of the divergence, which need not be fast.
-    plain = functools.partial(_plain_escorts, wanted)
-    return _of_escorts(wanted, *primals), jax.jvp(plain, primals, tangents)[1]
-
-
-def _plain_escorts(wanted, form: Escorts, target: jax.Array, model: jax.Array) -> RowScalars:
-    target, model = _powered(form, target, model)
-    rows = split_rows(target, model)
-    of = affinity(rows, form.order, form.rest)
-    infinite = of.disjoint | rows.has_p_only & (jnp.asarray(form.rest) <= 0)
-    return _escorted(wanted, form, *_places(target, model), of, infinite)
 
 
 def _escorted(wanted, form: Escorts, tops, totals, of: Affinity, infinite) -> RowScalars:
@@ -169,7 +162,22 @@ def _places(target: jax.Array, model: jax.Array):
 # ---- any other -------------------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _plain_any(wanted, div, target: jax.Array, model: jax.Array) -> RowScalars:
+    rows = split_rows(target, model)
+    sides = zip(div.slopes(rows), (rows.p, rows.q), wanted, strict=True)
+    slopes = tuple(
+        undivided(slope_sums(bounded(slope), mass, cancel=True).total) if want else None
+        for slope, mass, want in sides
+    )
+    of = None
+    if isinstance(div, LogVariance):
+        of = div.moments(rows)
+    if isinstance(div, GeometricJS):
+        of = affinity(rows, div.target_weight, 1 - div.target_weight)
+    return RowScalars(*_places(target, model), div.value(rows), of, slopes)
+
+
+@differentiated_as(_plain_any)
 def _of_any(
     wanted: tuple[bool, ...], div: AbstractRowDivergence, target: jax.Array, model: jax.Array
 ) -> RowScalars:
@@ -214,24 +222,3 @@ def _again(by: float, tops, totals, target: jax.Array, model: jax.Array) -> Rows
     tops = tuple(top + one for top, one in zip(tops, shift, strict=True))
     totals = tuple(total * jnp.exp(-one) for total, one in zip(totals, shift, strict=True))
     return rows_at(*jax.lax.optimization_barrier((tops, totals)), target, model)
-
-
-@_of_any.defjvp
-def _of_any_jvp(wanted, primals, tangents):
-    plain = functools.partial(_plain_any, wanted)
-    return _of_any(wanted, *primals), jax.jvp(plain, primals, tangents)[1]
-
-
-def _plain_any(wanted, div, target: jax.Array, model: jax.Array) -> RowScalars:
-    rows = split_rows(target, model)
-    sides = zip(div.slopes(rows), (rows.p, rows.q), wanted, strict=True)
-    slopes = tuple(
-        undivided(slope_sums(bounded(slope), mass, cancel=True).total) if want else None
-        for slope, mass, want in sides
-    )
-    of = None
-    if isinstance(div, LogVariance):
-        of = div.moments(rows)
-    if isinstance(div, GeometricJS):
-        of = affinity(rows, div.target_weight, 1 - div.target_weight)
-    return RowScalars(*_places(target, model), div.value(rows), of, slopes)

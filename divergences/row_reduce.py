@@ -31,6 +31,7 @@ from divax.divergences.alpha import Alpha
 from divax.divergences.chi2 import ForwardChi2, ReverseChi2
 from divax.divergences.f_divergence import AbstractFDivergence, _edge, _finite, sided_slopes
 from divax.divergences.hellinger import SquaredHellinger
+from divax.divergences.kept_rule import differentiated_as
 from divax.divergences.kl_reading import from_one_reading, kl_weights
 from divax.divergences.logit_gradient import bounded, centred, slope_sums
 from divax.divergences.logit_reading import (
@@ -110,7 +111,22 @@ def _sloped(div: AbstractFDivergence, rows: Rows, wanted: Sequence[Any]) -> list
     return sided_slopes(div, wanted, rows, False)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _plain(wanted: tuple[bool, ...], div: Any, target: jax.Array, model: jax.Array) -> Scalars:
+    """`_scalars` by separate reductions, for JAX to differentiate: second derivatives need not be fast."""
+    tops = jnp.max(target, -1), jnp.max(model, -1)
+    centred_at = lambda x, top: placed(x, top, jnp.ones_like(top))[0]  # noqa: E731
+    total = lambda x, top: jnp.sum(jnp.exp(centred_at(x, top)), -1)  # noqa: E731
+    totals = total(target, tops[0]), total(model, tops[1])
+    rows = split_rows(target, model)
+    sums = [None if side is None else slope_sums(*side) for side in _sloped(div, rows, wanted)]
+    sums = [None if one is None else undivided(one.total) for one in sums]
+    value = jnp.sum(div.summand(rows.common), -1)
+    value += _edge(div.f_at_zero, rows.q_only, rows.has_q_only)
+    value += _edge(div.slope_at_infinity, rows.p_only, rows.has_p_only)
+    return Scalars(tops, totals, value, tuple(sums))
+
+
+@differentiated_as(_plain)
 def _scalars(wanted: tuple[bool, ...], div: Any, target: jax.Array, model: jax.Array) -> Scalars:
     """With slopes of the wanted sides."""
     parts = _one_reading(div)
@@ -135,29 +151,6 @@ def _one_reading(div: AbstractFDivergence) -> list[Callable[..., Scalars]] | Non
     terms = zip(div.weights, div.parts, strict=True)
     parts = [_one_reading(FMixture(weights=(one,), parts=(part,))) for one, part in terms]
     return None if None in parts else [one for part in parts if part for one in part]
-
-
-@_scalars.defjvp
-def _scalars_jvp(wanted, primals, tangents):
-    # Derivatives of scalars are second derivatives of the divergence, which need not be fast.
-    return _scalars(wanted, *primals), jax.jvp(
-        functools.partial(_plain, wanted), primals, tangents
-    )[1]
-
-
-def _plain(wanted: tuple[bool, ...], div: Any, target: jax.Array, model: jax.Array) -> Scalars:
-    """The same by separate reductions, for JAX to differentiate."""
-    tops = jnp.max(target, -1), jnp.max(model, -1)
-    centred_at = lambda x, top: placed(x, top, jnp.ones_like(top))[0]  # noqa: E731
-    total = lambda x, top: jnp.sum(jnp.exp(centred_at(x, top)), -1)  # noqa: E731
-    totals = total(target, tops[0]), total(model, tops[1])
-    rows = split_rows(target, model)
-    sums = [None if side is None else slope_sums(*side) for side in _sloped(div, rows, wanted)]
-    sums = [None if one is None else undivided(one.total) for one in sums]
-    value = jnp.sum(div.summand(rows.common), -1)
-    value += _edge(div.f_at_zero, rows.q_only, rows.has_q_only)
-    value += _edge(div.slope_at_infinity, rows.p_only, rows.has_p_only)
-    return Scalars(tops, totals, value, tuple(sums))
 
 
 # ---- the α-family ----------------------------------------------------------------------------------------------

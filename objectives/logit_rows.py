@@ -10,6 +10,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from divax.divergences import log_softmax
+from divax.divergences.kept_rule import differentiated_as
 from divax.objectives.arguments import (
     as_labels,
     as_scalar,
@@ -103,14 +104,23 @@ def weigh(weight: jax.Array, rows: jax.Array) -> jax.Array:
     return weight * jnp.where((weight == 0) & jnp.isinf(rows), 0, rows)
 
 
-@jax.custom_jvp
 def soften(logits: jax.Array, temperature: jax.Array) -> jax.Array:
     """`logits / T`, where the gradient with respect to T is 0 and not NaN at -inf logits."""
+    return _soften(None, logits, temperature)
+
+
+@jax.custom_jvp
+def _divided(logits: jax.Array, temperature: jax.Array) -> jax.Array:
     # Nothing but the division: a comparison beside it, a GPU would write down.
     return logits / temperature
 
 
-@functools.partial(soften.defjvp, symbolic_zeros=True)
+@differentiated_as(lambda _, *operands: _divided(*operands))
+def _soften(_: None, logits: jax.Array, temperature: jax.Array) -> jax.Array:
+    return logits / temperature
+
+
+@functools.partial(_divided.defjvp, symbolic_zeros=True)
 def _soften_jvp(primals, tangents):
     logits, temperature = primals
     softened, (dot, temperature_dot) = soften(logits, temperature), tangents
