@@ -99,14 +99,12 @@ def fused(implementation: Any, *, free: bool = False) -> Callable[[str, Size], L
     """`divergences.fused_linear`, free to choose its chunks or with those of the size."""
 
     def make(member, size):
-        chunks: dict[str, Any] = (
-            {} if free else {"chunk": size.chunk, "vocab_chunk": size.vocab_chunk}
-        )
+        chunk, vocab_chunk = (None, None) if free else (size.chunk, size.vocab_chunk)
 
         def loss(h, w, th, tw):
             found = dv.fused_linear(
                 MEMBERS[member], model_hidden=h, model_head=w, target_hidden=th, target_head=tw,
-                implementation=implementation, **chunks,
+                implementation=implementation, chunk=chunk, vocab_chunk=vocab_chunk,
             )  # fmt: skip
             return found.total / size.tokens
 

@@ -334,11 +334,12 @@ def test_what_nobody_asks_for_is_not_computed(how, counts):
 def test_lean_keeps_logits_where_they_are_few(size, count):
     """Without chunks on a CPU: four products where a chunk's logits fit, six where they are computed again."""
     hidden, head = jnp.zeros((2048, 2)), jnp.zeros((2, size))
-    target = {"target_hidden": hidden, "target_head": head}
 
     def of(h, w):
-        sides = target | {"model_hidden": h, "model_head": w}
-        return dv.fused_linear(dv.ForwardKL(), **sides, implementation="lean").total
+        return dv.fused_linear(
+            dv.ForwardKL(), model_hidden=h, model_head=w, target_hidden=hidden, target_head=head,
+            implementation="lean",
+        ).total  # fmt: skip
 
     assert products(jax.grad(of, (0, 1)), hidden, head) == count
 
