@@ -6,10 +6,15 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+from divax.benchmarks.interleave import Measured, answers, interleaved
+from divax.benchmarks.measure import Bar
 from divax.trainers.command_line import run_command
+from divax.trainers.files import write_atomically
 
 # module of `divax.benchmarks` -> the bars that it measures
 MODULES = {
@@ -40,7 +45,7 @@ class BenchConfig:
         only: one bar, such as P4; step for trainers' steps; peers for other libraries' losses;
             grow for how cost grows.
         rounds: processes per case; 3, or 1 when quick, if not given.
-        json: write the table here as well, and what every case measured.
+        json: write the table here as well, and what every case measured; after each group of bars.
     """
 
     quick: bool = False
@@ -66,29 +71,49 @@ def run(config: BenchConfig) -> int:
         RunError: a bar that does not exist, no rounds, or a file that cannot be written.
     """
     _check(config)
-    from divax.benchmarks.interleave import answers, interleaved
-
     tell = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
     rounds, start = config.rounds or (1 if config.quick else 3), time.perf_counter()
     bars, cases, absent, failed = [], {}, {}, {}
     names = [name for name, ids in MODULES.items() if config.only is None or config.only in ids]
     measure = lambda name: interleaved(name, config.only, config.quick, rounds, tell)  # noqa: E731
-    # Times count only where nothing else runs.
-    with ThreadPoolExecutor(os.cpu_count() if config.quick else 1) as pool:
-        for name, measured in zip(names, pool.map(measure, names), strict=True):
-            module = importlib.import_module(f"divax.benchmarks.{name}")
-            bars += answers(module, measured.found, config.only)
-            for mine, all_ in zip(measured, (cases, absent, failed), strict=True):
-                all_ |= {f"{name}: {case}": one for case, one in mine.items()}
-    seconds, load = time.perf_counter() - start, os.getloadavg()
+    for name, measured in zip(names, _in_turn(measure, names, config.quick), strict=True):
+        module = importlib.import_module(f"divax.benchmarks.{name}")
+        bars += (found := answers(module, measured.found, config.only))
+        for mine, all_ in zip(measured, (cases, absent, failed), strict=True):
+            all_ |= {f"{name}: {case}": one for case, one in mine.items()}
+        for bar in found:
+            tell(bar.line())
+        about = {"quick": config.quick, "rounds": rounds} | _spent(start)
+        _write(config.json, bars, about | {"cases": cases, "absent": absent, "failed": failed})
+    spent = _spent(start)
     print(_table(bars, cases, absent | failed))
-    print(f"{seconds:.0f} s; load {load[0]:.1f} on {os.cpu_count()} processors")
-    if config.json is not None:
-        table = [dataclasses.asdict(bar) | {"holds": bar.holds} for bar in bars]
-        about = {"quick": config.quick, "rounds": rounds, "seconds": seconds, "load": load}
-        report = about | {"bars": table, "cases": cases, "absent": absent, "failed": failed}
-        config.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    print(f"{spent['seconds']:.0f} s; load {spent['load'][0]:.1f} on {os.cpu_count()} processors")
     return 1 if failed else 0
+
+
+def _in_turn(
+    measure: Callable[[str], Measured], names: list[str], quick: bool
+) -> Iterator[Measured]:
+    """Times count only where nothing else runs; quick ones do not."""
+    if not quick:
+        yield from map(measure, names)
+        return
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        yield from pool.map(measure, names)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _spent(start: float) -> dict[str, Any]:
+    return {"seconds": time.perf_counter() - start, "load": os.getloadavg()}
+
+
+def _write(path: Path | None, bars: list[Bar], about: dict[str, Any]) -> None:
+    """After each module, so that who stops keeps what was measured."""
+    if path is not None:
+        table = [dataclasses.asdict(bar) | {"holds": bar.holds} for bar in bars]
+        write_atomically(path, json.dumps(about | {"bars": table}, indent=1).encode())
 
 
 def _check(config: BenchConfig) -> None:
@@ -108,7 +133,7 @@ def _check(config: BenchConfig) -> None:
             raise RunError(f"--json {config.json}: cannot be written: {error.strerror}") from None
 
 
-def _table(bars: list, cases: dict[str, dict[str, float]], missing: dict[str, str]) -> str:
+def _table(bars: list[Bar], cases: dict[str, dict[str, float]], missing: dict[str, str]) -> str:
     """What every case took, what the bars make of it, and what is missing."""
     columns = {"wall": 1e3, "cpu": 1e3, "compile": 1.0, "temp": 1e-6, "rss": 1e-6}
     heads = ("wall ms", "cpu ms", "compile s", "temp MB", "peak MB")

@@ -11,9 +11,8 @@ compiles it ahead of time for H200 and TPU v5p and v6e (`divax bench --only P5`)
 | sums of these: one reading, sometimes two in the gradient | 2 | 5 to 8 |
 | every other f-divergence: one more reading, for the value or the slope's sum | 4 | 7 |
 
-Nothing of the logits' size is kept in between. A hand-written kernel could do better only by holding a row of both models
-on the chip (three passes with the gradient), so there is none; what XLA makes of the second kind is below the nine passes
-from which one would have paid.
+Nothing of the logits' size is kept in between. A hand-written kernel that holds rows of both models on the chip would
+take five passes for every one of them, which is no reason for one: see docs/performance.md.
 """
 
 from __future__ import annotations
