@@ -325,13 +325,18 @@ def make_plan(
             raise ValueError(f"{name}={value} must be at least 1")
     given = chunk is not None or vocab_chunk is not None
     cpu, vocab_chunk = jax.default_backend() == "cpu", vocab_chunk or 8192
-    if chunk is None:
-        # A CPU wants a chunk's logits near its caches; others want matrix products that read the heads seldom.
-        least, most, budget = (64, 256, 2**27) if cpu else (1024, 4096, 2**30)
-        chunk = min(max(budget // (8 * vocab_size), least), most)
+    chunk = chunk or default_chunk(vocab_size)
     # A megabyte at a time: what is made of it stays in a core's cache, where that is what takes the time.
     reading = min(max(2**18 // chunk, 128), vocab_chunk) if cpu else vocab_chunk
     return Plan(of_logits, form, chunk, vocab_chunk, reading, vocab_size, given)
+
+
+def default_chunk(vocab_size: int) -> int:
+    """Tokens whose logits exist at a time."""
+    # A CPU wants a chunk's logits near its caches; others want matrix products that read the heads seldom.
+    cpu = jax.default_backend() == "cpu"
+    least, most, budget = (64, 256, 2**27) if cpu else (1024, 4096, 2**30)
+    return min(max(budget // (8 * vocab_size), least), most)
 
 
 def common_vocabulary(sides: tuple[LinearLogits, ...], vocab_size: int | None) -> int:

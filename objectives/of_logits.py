@@ -7,17 +7,15 @@ from typing import Any
 
 import jax
 
-from divax.divergences.fused_linear import Implementation
+from divax.objectives.abstract_token_objective import AbstractTokenObjective
 from divax.objectives.distillation_rows import DistillationRows
-from divax.objectives.hidden_rows import HiddenRows
 from divax.objectives.reduction import Reduction, token_mean
-from divax.objectives.token_objective import objective_from_hidden
 from divax.objectives.weighted import Weighted
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class OfLogits:
+class OfLogits(AbstractTokenObjective):
     """A function of keywords, such as `dkd`, as an objective of rows.
 
     Attributes:
@@ -52,11 +50,6 @@ class OfLogits:
         return getattr(_innermost(self.function), "by_token", False)
 
     @property
-    def reads_teacher(self) -> bool:
-        """Always."""
-        return True
-
-    @property
     def reduction(self) -> Reduction:
         """The one that is fixed, else the mean over tokens."""
         return self._fixed.get("reduction", token_mean)
@@ -69,19 +62,6 @@ class OfLogits:
     def reduced_by(self, reduction: Reduction, /) -> "OfLogits":
         """The same with another reduction."""
         return OfLogits(functools.partial(self.function, reduction=reduction))
-
-    def from_hidden(
-        self,
-        rows: HiddenRows,
-        /,
-        *,
-        vocab_size: int | None = None,
-        implementation: Implementation | None = None,
-    ) -> tuple[Weighted, dict[str, Weighted]]:
-        """The same without all logits at once, if `takes_hidden`; see `objective_from_hidden`."""
-        return objective_from_hidden(
-            self, rows, vocab_size=vocab_size, implementation=implementation
-        )
 
     def explain(self) -> str:
         """The function's name and what is fixed of it."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from divax.divergences import TopKCache
-from divax.divergences.fused_linear import Implementation, make_plan
+from divax.divergences.fused_linear import Implementation, default_chunk
 from divax.objectives import (
     CombinedLogits,
     HiddenLogits,
@@ -156,7 +156,7 @@ class HiddenDistillation(NamedTuple):
 
     def _by_chunk(self, unread: Unread, labels: jax.Array, mask: jax.Array) -> dict[str, Any]:
         size, shape = unread.student.vocab_size, labels.shape
-        chunk = max(min(make_plan(None, None, size, None, None).chunk, labels.size), 1)
+        chunk = max(min(default_chunk(size), labels.size), 1)
         rows, heads, joined = parted((unread, (labels, mask)))
 
         def chunks(x):

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from divax.divergences.fused_linear import make_plan
+from divax.divergences.fused_linear import default_chunk
 from divax.objectives import HiddenLogits
 from divax.trainers.batch import Batch
 from divax.trainers.implementation import implementation_for
@@ -53,6 +53,6 @@ def of_token_logits(
         states, own = token
         return function(HiddenLogits(hidden=states, head=made.head).logits(), *own)
 
-    chunk = make_plan(None, None, made.vocab_size, None, None).chunk
+    chunk = default_chunk(made.vocab_size)
     found = jax.lax.map(of_token, tokens, batch_size=chunk)
     return jax.tree.map(lambda x: x.reshape(*batch.tokens.shape, *x.shape[1:]), found)

@@ -333,6 +333,8 @@ def test_what_nobody_asks_for_is_not_computed(how, counts):
 @pytest.mark.parametrize(("size", "count"), [(9, 4), (2**18, 6)])
 def test_lean_keeps_logits_where_they_are_few(size, count):
     """Without chunks on a CPU: four products where a chunk's logits fit, six where they are computed again."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("elsewhere logits are always computed again")
     hidden, head = jnp.zeros((2048, 2)), jnp.zeros((2, size))
 
     def of(h, w):

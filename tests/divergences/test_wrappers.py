@@ -119,9 +119,10 @@ def test_the_power_of_the_temperature_counts_where_the_value_is_infinite():
         found = jax.grad(lambda s, hot=hot: hot(target, s))(model)
         expected = 8 * jax.grad(lambda s, inner=inner: inner(target / 2, s / 2))(model)
         assert jnp.abs(expected).max() > 0.1
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+@pytest.mark.usefixtures("x64")
 def test_the_right_power_keeps_the_size():
     """T² for smooth members, T for total variation: the values settle as T grows."""
     variance = np.var(T - S, axis=-1)
