@@ -7,8 +7,7 @@ compiles it ahead of time for H200 and TPU v5p and v6e (`divax bench --only P5`)
 
 | | value | with its gradient |
 |---|---|---|
-| forward and reverse KL, Jeffreys; α, χ², Hellinger; multiples: one reading, then the gradient | 2 | 5 |
-| sums of these: one reading, sometimes two in the gradient | 2 | 5 to 8 |
+| forward and reverse KL, Jeffreys; α, χ², Hellinger; their sums: one reading, then the gradient | 2 | 5 |
 | every other f-divergence: one more reading, for the value or the slope's sum | 4 | 7 |
 
 Nothing of the logits' size is kept in between. A hand-written kernel that holds rows of both models on the chip would
@@ -142,7 +141,8 @@ def _one_reading(div: AbstractFDivergence) -> list[Callable[..., Scalars]] | Non
     """What gives the scalars of the parts of a sum; None where one of them takes two readings."""
     weights, multiple = kl_weights(div), alpha_multiple(div)
     if weights is not None:
-        return [lambda wanted, *logits: from_one_reading(wanted, div, weights, *logits)]
+        edges = div.slope_at_infinity, div.f_at_zero
+        return [lambda wanted, *logits: from_one_reading(wanted, weights, edges, *logits)]
     if multiple is not None:
         return [lambda wanted, *logits: _from_affinity(wanted, multiple, *logits)]
     if not isinstance(div, FMixture) or len(div.parts) < 2:
