@@ -17,6 +17,7 @@ from divax.divergences.logit_reading import (
     Scalars,
     Side,
     alone,
+    apart,
     centres,
     classes,
     farthest,
@@ -68,14 +69,10 @@ def from_one_reading(
     edges: tuple[Scalar, Scalar],
     target: jax.Array,
     model: jax.Array,
-    *,
-    by: float = 0.0,
 ) -> Scalars:
-    """Value, and sums of slopes of the wanted sides, of a divergence with these `kl_weights`, f′(∞) and f(0).
-
-    With the centres moved `by` something its terms are not those of another reading, which XLA would write down for both.
-    """
-    places = tuple(place + by for place in centres(target, model))
+    """Value, and sums of slopes of the wanted sides, of a divergence with these `kl_weights`, f′(∞) and f(0)."""
+    # The same sums for whatever weights.
+    places = apart(centres(target, model), tuple(float(one is not None) for one in weights))
     pairs = (target, model, places), (model, target, places[::-1])
     parts = [
         None if weight is None else _kl_terms(*pair)

@@ -211,7 +211,7 @@ def _geometric(wanted, div: GeometricJS, target: jax.Array, model: jax.Array) ->
     """
     w = div.target_weight
     both = (w * (1 - w),) * 2
-    jeffreys = from_one_reading(wanted, both, (w, 1 - w), target, model, by=1.0)
+    jeffreys = from_one_reading(wanted, both, (w, 1 - w), target, model)
     of = affinity_reading(w, 1 - w, target, model)
     log_z = jnp.where(of.disjoint, 0, of.log_z)
     slopes = tuple(
