@@ -14,6 +14,7 @@ from divax.divergences.logit_gradient import SlopeSums
 _SAMPLE = slice(256, 320)
 # A log-ratio beyond this says that a token is masked by a large number, not how the models compare.
 _COMPARABLE = 1e3
+_PART = 4096
 _Read = TypeVar("_Read")
 
 
@@ -71,8 +72,22 @@ def reduced(tokens: _Read, merge: Callable[[_Read, _Read], _Read] = merged) -> _
             return zero(x)
         return Side(jnp.full((), -jnp.inf, x.top.dtype), jax.tree.map(zero, x.sums))
 
-    axis = jax.tree.leaves(tokens)[0].ndim - 1
-    return jax.lax.reduce(tokens, jax.tree.map(nothing, tokens, is_leaf=side), merge, (axis,))
+    start = jax.tree.map(nothing, tokens, is_leaf=side)
+    *lead, size = jax.tree.leaves(tokens)[0].shape
+    parts = _parts(size)
+    if parts > 1:
+        cut = jax.tree.map(lambda x: x.reshape(*lead, parts, -1), tokens)
+        tokens = jax.lax.reduce(cut, start, merge, (len(lead) + 1,))
+    return jax.lax.reduce(tokens, start, merge, (len(lead),))
+
+
+def _parts(size: int) -> int:
+    """Equal parts of a row, of at most 4096 tokens and not much less; 1 where its length has no such divisor.
+
+    XLA cuts longer rows by itself for a GPU, into parts so short that all their sums take a twentieth of the logits.
+    """
+    least = -(-size // _PART)
+    return next((n for n in range(least, 4 * least + 1) if size % n == 0), 1)
 
 
 def merged_side(one: Side, other: Side) -> Side:
