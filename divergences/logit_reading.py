@@ -74,11 +74,19 @@ def reduced(tokens: _Read, merge: Callable[[_Read, _Read], _Read] = merged) -> _
 
     start = jax.tree.map(nothing, tokens, is_leaf=side)
     *lead, size = jax.tree.leaves(tokens)[0].shape
-    parts = _parts(size)
-    if parts > 1:
-        cut = jax.tree.map(lambda x: x.reshape(*lead, parts, -1), tokens)
-        tokens = jax.lax.reduce(cut, start, merge, (len(lead) + 1,))
-    return jax.lax.reduce(tokens, start, merge, (len(lead),))
+    parts, last = _parts(size), len(lead)
+
+    def whole(tokens: _Read) -> _Read:
+        return jax.lax.reduce(tokens, start, merge, (last,))
+
+    def cut(tokens: _Read) -> _Read:
+        pieces = jax.tree.map(lambda x: x.reshape(*lead, parts, -1), tokens)
+        return whole(jax.lax.reduce(pieces, start, merge, (last + 1,)))
+
+    if parts == 1:
+        return whole(tokens)
+    # A TPU would write down what is cut.
+    return jax.lax.platform_dependent(tokens, cuda=cut, rocm=cut, default=whole)
 
 
 def _parts(size: int) -> int:
