@@ -22,7 +22,6 @@ import jax.numpy as jnp
 
 from divax.divergences.escort import Escorts, escorts
 from divax.divergences.geometric_js import GeometricJS
-from divax.divergences.jeffreys import Jeffreys
 from divax.divergences.kept_rule import differentiated_as
 from divax.divergences.kl_reading import from_one_reading
 from divax.divergences.log_variance import LogVariance
@@ -73,7 +72,7 @@ def reduced_rows_tangent(
     """D of each row and its derivative along the dots of the logits that move.
 
     Precision of the value as of `affinity_reading`, where that is what it is made of. A row with a +inf logit has gradient 0
-    by that side.
+    by that side, and as with `reduced_tangent` an approximate one by the other, where geometric Jensen–Shannon is +inf.
     """
     form, tangent = escorts(div), jax.checkpoint(_tangent, prevent_cse=False)
     if form is None:
@@ -207,7 +206,7 @@ def _of_any(
 def _geometric(wanted, div: GeometricJS, target: jax.Array, model: jax.Array) -> RowScalars:
     """w(1 − w)·J + log Z, whose slopes add up to those of the first term and, by sides, w·P₀ and (1 − w)·Q₀.
 
-    P₀ and Q₀ are the masses that the other side rules out: w and 1 − w are for J what f′(∞) and f(0) of other divergences are.
+    P₀ and Q₀ are the masses that the other side rules out: w and 1 − w are to J what f′(∞) and f(0) are to others.
     """
     w = div.target_weight
     both = (w * (1 - w),) * 2
