@@ -63,7 +63,8 @@ def reduced_tangent(
     """D of each row and its derivative along the dots of the logits that move.
 
     The value of the KLs has a relative error ε·(1 + (m − c)²/D), ε the precision's, m the mean log-ratio of the logits and c
-    that of a few tokens. A row with a +inf logit has gradient 0 by that side.
+    that of a few tokens. A row with a +inf logit has gradient 0 by that side; by the other side, that of a KL's finite part
+    which is +inf there is approximate.
     """
     scalars = _scalars(tuple(moving), div, target, model)
     # Computed again in a backward pass: what is kept is the logits, which are there anyway, and the scalars.

@@ -79,7 +79,7 @@ def _floored(logits: jax.Array, other: jax.Array, off: Any) -> jax.Array:
 
 
 def _log_total(logits: jax.Array) -> jax.Array:
-    """log Σ e^logit, 0 for each token of a row of impossible ones."""
+    """Log Σ e^logit, 0 for each token of a row of impossible ones."""
     none = jnp.max(logits, -1, keepdims=True) == -jnp.inf
     return jax.nn.logsumexp(jnp.where(none, 0, logits), -1)
 
