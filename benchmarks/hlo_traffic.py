@@ -55,7 +55,10 @@ def _computations(text: str) -> dict[str, list]:
 
 
 def _sliced(instructions: list) -> dict[int, float]:
-    """Bytes that a fusion reads of those operands of which it takes parts alone, maybe after elementwise operations."""
+    """Bytes that a fusion reads of those operands of which it takes parts alone, maybe after elementwise operations.
+
+    They count in the operand's type, whatever it was converted to before the slice.
+    """
 
     def slices(name: str) -> list[str] | None:
         shapes = []
@@ -70,10 +73,10 @@ def _sliced(instructions: list) -> dict[int, float]:
         return shapes
 
     found = {}
-    for name, _, kind, number, _ in instructions:
+    for name, own, kind, number, _ in instructions:
         if kind == "parameter" and (shapes := slices(name)):
-            pairs = [re.findall(r"(\w+)\[([\d,]*)\]", shape)[0] for shape in shapes]
-            found[int(number)] = sum(map(_bytes, pairs))
+            lengths = [re.findall(r"\w+\[([\d,]*)\]", shape)[0] for shape in shapes]
+            found[int(number)] = sum(_bytes((own.split("[")[0], one)) for one in lengths)
     return found
 
 

@@ -17,6 +17,7 @@ from divax.divergences.logit_reading import (
     Scalars,
     Side,
     alone,
+    apart,
     centres,
     classes,
     farthest,
@@ -64,13 +65,14 @@ class _Terms(NamedTuple):
 
 def from_one_reading(
     wanted: tuple[bool, ...],
-    div: AbstractFDivergence,
     weights: tuple[Scalar | None, ...],
+    edges: tuple[Scalar, Scalar],
     target: jax.Array,
     model: jax.Array,
 ) -> Scalars:
-    """Value, and sums of slopes of the wanted sides, of a divergence with these `kl_weights`."""
-    places = centres(target, model)
+    """Value, and sums of slopes of the wanted sides, of a divergence with these `kl_weights`, f′(∞) and f(0)."""
+    # The same sums for whatever weights.
+    places = apart(centres(target, model), tuple(float(one is not None) for one in weights))
     pairs = (target, model, places), (model, target, places[::-1])
     parts = [
         None if weight is None else _kl_terms(*pair)
@@ -82,7 +84,7 @@ def from_one_reading(
         cross = None if other is None else other[3]
         sides.append(Side(logits, _Terms(jnp.ones_like(logits), *mine, cross)))
     read = reduced(Reading(*sides, classes(target, model)))
-    return _finished(wanted, div, weights, read, places[0] - places[1])
+    return _finished(wanted, weights, edges, read, places[0] - places[1])
 
 
 def _kl_terms(
@@ -148,7 +150,7 @@ def _log1p_excess(y: jax.Array) -> jax.Array:
     return 2 * z * z / (1 - z) - 2 * z * z * z * series
 
 
-def _finished(wanted, div, weights, read: Reading, centre: jax.Array) -> Scalars:
+def _finished(wanted, weights, edges, read: Reading, centre: jax.Array) -> Scalars:
     """Values and sums of slopes: Σ p·log u of KL(p‖q) by its own side, and by the other Σ (q − p)."""
     target, model = read.target, read.model
     beyond = alone(read.seen, (target.top, model.top))
@@ -156,7 +158,7 @@ def _finished(wanted, div, weights, read: Reading, centre: jax.Array) -> Scalars
     kls = [
         None if weight is None else _kl(*pair) for weight, pair in zip(weights, pairs, strict=True)
     ]
-    value, edges = jnp.zeros_like(centre), (div.slope_at_infinity, div.f_at_zero)
+    value = jnp.zeros_like(centre)
     sums = [jnp.zeros_like(centre), jnp.zeros_like(centre)]
     for side, (weight, kl) in enumerate(zip(weights, kls, strict=True)):
         if kl is not None:

@@ -24,6 +24,7 @@ from divax.divergences.affinity_row import Affinity, Order, finished, generator_
 from divax.divergences.logit_reading import (
     Reading,
     Side,
+    apart,
     centres,
     classes,
     farthest,
@@ -59,7 +60,7 @@ def affinity_reading(
     places = tuple(jnp.where(order.swapped, *pair) for pair in (places[::-1], places))
     # Of the logits as they are.
     places = tuple(_round(place if power is None else place / power) for place in places)
-    read = reduced(_tokens(order, own, other, places, power))
+    read = reduced(_tokens(order, own, other, apart(places, (alpha, rest)), power))
     found = finished(order, read, tuple(_times(power, place) for place in places))
     back = lambda pair: tuple(  # noqa: E731
         jnp.where(order.swapped, *one) for one in (pair[::-1], pair)

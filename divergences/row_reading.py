@@ -5,8 +5,8 @@ H200 (`divax bench --only P5`):
 
 | | value | with its gradient |
 |---|---|---|
-| Rényi, Bhattacharyya, and of escorts: gamma, Cauchy–Schwarz, Hölder; log-variance | 2 | 5 |
-| geometric Jensen–Shannon | 2 | 7 |
+| Rényi, Bhattacharyya, and of escorts: gamma, Cauchy–Schwarz, Hölder | 2 | 5 |
+| log-variance, geometric Jensen–Shannon | 2 | 5 |
 | alpha–beta, beta; any other whose value and slopes are sums of what a token has | 4 | 7 |
 
 Nothing of the logits' size is kept in between.
@@ -22,7 +22,6 @@ import jax.numpy as jnp
 
 from divax.divergences.escort import Escorts, escorts
 from divax.divergences.geometric_js import GeometricJS
-from divax.divergences.jeffreys import Jeffreys
 from divax.divergences.kept_rule import differentiated_as
 from divax.divergences.kl_reading import from_one_reading
 from divax.divergences.log_variance import LogVariance
@@ -73,7 +72,7 @@ def reduced_rows_tangent(
     """D of each row and its derivative along the dots of the logits that move.
 
     Precision of the value as of `affinity_reading`, where that is what it is made of. A row with a +inf logit has gradient 0
-    by that side.
+    by that side, and as with `reduced_tangent` an approximate one by the other, where geometric Jensen–Shannon is +inf.
     """
     form, tangent = escorts(div), jax.checkpoint(_tangent, prevent_cse=False)
     if form is None:
@@ -181,7 +180,6 @@ def _plain_any(wanted, div, target: jax.Array, model: jax.Array) -> RowScalars:
 def _of_any(
     wanted: tuple[bool, ...], div: AbstractRowDivergence, target: jax.Array, model: jax.Array
 ) -> RowScalars:
-    of = None
     if isinstance(div, LogVariance):
         # Slopes of a row add up to 0.
         nothing = undivided(jnp.zeros_like(target, shape=(*target.shape[:-1], 1)))
@@ -189,31 +187,43 @@ def _of_any(
         tops, totals, value, of = variance_reading(div, target, model)
         return RowScalars(tops, totals, value, of, slopes)
     if isinstance(div, GeometricJS):
-        tops, totals, value, of = _geometric(div, target, model)
-    else:
-        sides = [Side(x, (jnp.ones_like(x),)) for x in (target, model)]
-        one, other, *_ = reduced(Reading(sides[0], sides[1], classes(target, model)))
-        tops, totals = (one.top, other.top), (one.sums[0], other.sums[0])
-        value = div.value(_again(0.0, tops, totals, target, model))
+        return _geometric(wanted, div, target, model)
+    sides = [Side(x, (jnp.ones_like(x),)) for x in (target, model)]
+    one, other, *_ = reduced(Reading(sides[0], sides[1], classes(target, model)))
+    tops, totals = (one.top, other.top), (one.sums[0], other.sums[0])
+    value = div.value(_again(0.0, tops, totals, target, model))
     slopes = None, None
     if any(wanted):
         slopes = tuple(
             undivided(jnp.sum(bounded(slope), -1, keepdims=True)) if want else None
             for slope, want in zip(
-                _slopes(div, _again(1.0, tops, totals, target, model), of), wanted, strict=True
+                div.slopes(_again(1.0, tops, totals, target, model)), wanted, strict=True
             )
         )
-    return RowScalars(tops, totals, value, of, slopes)
+    return RowScalars(tops, totals, value, None, slopes)
 
 
-def _geometric(div: GeometricJS, target: jax.Array, model: jax.Array):
-    """Two readings: w(1 − w)·J + log Z."""
+def _geometric(wanted, div: GeometricJS, target: jax.Array, model: jax.Array) -> RowScalars:
+    """w(1 − w)·J + log Z, whose slopes add up to those of the first term and, by sides, w·P₀ and (1 − w)·Q₀.
+
+    P₀ and Q₀ are the masses that the other side rules out: w and 1 − w are to J what f′(∞) and f(0) are to others.
+    """
     w = div.target_weight
-    jeffreys = from_one_reading((False, False), Jeffreys(), (1.0, 1.0), target, model).value
+    both = (w * (1 - w),) * 2
+    jeffreys = from_one_reading(wanted, both, (w, 1 - w), target, model)
     of = affinity_reading(w, 1 - w, target, model)
     log_z = jnp.where(of.disjoint, 0, of.log_z)
-    value = w * (1 - w) * jeffreys + log_z
-    return of.tops, of.totals, jnp.maximum(value, 0), Affinity(log_z, of.renyi, of.disjoint)
+    slopes = tuple(
+        one and undivided(jnp.where(of.disjoint[..., None], 0, one.total))
+        for one in jeffreys.slopes
+    )
+    return RowScalars(
+        of.tops,
+        of.totals,
+        jnp.maximum(jeffreys.value + log_z, 0),
+        Affinity(log_z, of.renyi, of.disjoint),
+        slopes,
+    )
 
 
 def _again(by: float, tops, totals, target: jax.Array, model: jax.Array) -> Rows:

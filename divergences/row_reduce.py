@@ -7,8 +7,7 @@ compiles it ahead of time for H200 and TPU v5p and v6e (`divax bench --only P5`)
 
 | | value | with its gradient |
 |---|---|---|
-| forward and reverse KL, Jeffreys; α, χ², Hellinger; multiples: one reading, then the gradient | 2 | 5 |
-| sums of these: one reading, sometimes two in the gradient | 2 | 5 to 8 |
+| forward and reverse KL, Jeffreys; α, χ², Hellinger; their sums: one reading, then the gradient | 2 | 5 |
 | every other f-divergence: one more reading, for the value or the slope's sum | 4 | 7 |
 
 Nothing of the logits' size is kept in between. A hand-written kernel that holds rows of both models on the chip would
@@ -64,7 +63,8 @@ def reduced_tangent(
     """D of each row and its derivative along the dots of the logits that move.
 
     The value of the KLs has a relative error ε·(1 + (m − c)²/D), ε the precision's, m the mean log-ratio of the logits and c
-    that of a few tokens. A row with a +inf logit has gradient 0 by that side.
+    that of a few tokens. A row with a +inf logit has gradient 0 by that side; by the other side, that of a KL's finite part
+    which is +inf there is approximate.
     """
     scalars = _scalars(tuple(moving), div, target, model)
     # Computed again in a backward pass: what is kept is the logits, which are there anyway, and the scalars.
@@ -142,7 +142,8 @@ def _one_reading(div: AbstractFDivergence) -> list[Callable[..., Scalars]] | Non
     """What gives the scalars of the parts of a sum; None where one of them takes two readings."""
     weights, multiple = kl_weights(div), alpha_multiple(div)
     if weights is not None:
-        return [lambda wanted, *logits: from_one_reading(wanted, div, weights, *logits)]
+        edges = div.slope_at_infinity, div.f_at_zero
+        return [lambda wanted, *logits: from_one_reading(wanted, weights, edges, *logits)]
     if multiple is not None:
         return [lambda wanted, *logits: _from_affinity(wanted, multiple, *logits)]
     if not isinstance(div, FMixture) or len(div.parts) < 2:

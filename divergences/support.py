@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from divax.divergences.logit_reading import Side, merged_side, reduced
+from divax.divergences.row_blocks import by_machine
+
 if TYPE_CHECKING:
     from divax.divergences.base import InfiniteAt
 
@@ -47,10 +50,10 @@ def apply_support(
     if support == "mask":
         without_model, without_target = infinite_at.model_zero, infinite_at.target_zero
         return _masked(target, model, without_model), _masked(model, target, without_target)
-    target_off, model_off = target == -jnp.inf, model == -jnp.inf
-    bad_target = target_off & ~model_off & infinite_at.target_zero
-    bad_model = model_off & ~target_off & infinite_at.model_zero
-    return _floor(target, bad_target), _floor(model, bad_model)
+    return (
+        _floored(target, model, infinite_at.target_zero),
+        _floored(model, target, infinite_at.model_zero),
+    )
 
 
 @jax.custom_jvp
@@ -65,7 +68,24 @@ def _masked_jvp(primals, tangents):
     return _masked(*primals), tangents[0]
 
 
-def _floor(logits: jax.Array, bad: jax.Array) -> jax.Array:
-    top = jnp.max(logits, axis=-1, keepdims=True)
-    total = jax.nn.logsumexp(jnp.where(top == -jnp.inf, 0, logits), axis=-1, keepdims=True)
-    return jnp.where(bad, jax.lax.stop_gradient(total) + LOG_FLOOR, logits)
+def _floored(logits: jax.Array, other: jax.Array, off: Any) -> jax.Array:
+    """The floor where only the other is possible, if that is wanted."""
+    if off is False:
+        return logits
+    held = jax.lax.stop_gradient(logits)
+    floor = by_machine(_log_total, _log_total_read, None, held)[..., None] + LOG_FLOOR
+    bad = (logits == -jnp.inf) & (other != -jnp.inf)
+    return jnp.where(bad, jnp.where(off, floor, -jnp.inf), logits)
+
+
+def _log_total(logits: jax.Array) -> jax.Array:
+    """Log Σ e^logit, 0 for each token of a row of impossible ones."""
+    none = jnp.max(logits, -1, keepdims=True) == -jnp.inf
+    return jax.nn.logsumexp(jnp.where(none, 0, logits), -1)
+
+
+def _log_total_read(logits: jax.Array) -> jax.Array:
+    """The same from one reading."""
+    top, total = reduced(Side(logits, jnp.ones_like(logits)), merged_side)
+    none = top == -jnp.inf
+    return jnp.where(none, 0, top) + jnp.log(jnp.where(none, logits.shape[-1], total))

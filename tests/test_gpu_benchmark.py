@@ -48,8 +48,8 @@ ENTRY %main (x: bf16[4,100]) -> f32[4] {
 
 
 def test_traffic_of_slices_is_that_of_the_slices():
-    # The slice is read and written, 160 bytes each as float32; then 800 + 160 bytes are read and 16 written.
-    assert traffic(HLO) == 160 + 160 + 800 + 160 + 16
+    # The slice is read as bfloat16, 80 bytes, and written as float32; then 800 + 160 bytes are read and 16 written.
+    assert traffic(HLO) == 80 + 160 + 800 + 160 + 16
 
 
 def test_without_a_gpu_there_is_one_line(capsys):
