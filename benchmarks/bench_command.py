@@ -29,6 +29,7 @@ MODULES = {
     "spread_vocabulary": ("P12",),
     "peers": ("P14", "peers"),
     "growth": ("grow",),
+    "importing": ("import",),
 }
 
 
@@ -43,7 +44,7 @@ class BenchConfig:
         quick: small arrays, one round, and one process for several cases, as many at once as there are
             processors, to see that everything works; the bars are meant for large arrays.
         only: one bar, such as P4; step for trainers' steps; peers for other libraries' losses;
-            grow for how cost grows.
+            grow for how cost grows; import for what an import takes.
         rounds: processes per case; 3, or 1 when quick, if not given.
         json: write the table here as well, and what every case measured; after each group of bars.
     """

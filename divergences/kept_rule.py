@@ -13,7 +13,6 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir, partial_eval
 
 
@@ -45,7 +44,7 @@ def differentiated_as(plain: Callable[..., Any]) -> Callable[[Callable[..., Any]
         def kept(static: Hashable, *args: Any) -> Any:
             leaves, tree = jax.tree.flatten(args)
             value, derivatives = _of_leaves(fun, static, tree), _of_leaves(plain, static, tree)
-            found = _kept.bind(*leaves, fun=value, plain=derivatives)
+            found = _kept().bind(*leaves, fun=value, plain=derivatives)
             return jax.tree.unflatten(jax.tree.structure(jax.eval_shape(value, *leaves)), found)
 
         return kept
@@ -95,11 +94,23 @@ class _OfLeaves:
 # The same object for the same function: what JAX traced of it, it finds again.
 _of_leaves = functools.lru_cache(_OfLeaves)
 
-_kept = Primitive("differentiated_as")
-_kept.multiple_results = True
+
+@functools.cache
+def _kept() -> Any:
+    """The primitive, made when somebody needs it: what JAX has for it takes a third of this package's time to import."""
+    from jax.extend.core import Primitive
+
+    kept = Primitive("differentiated_as")
+    kept.multiple_results = True
+    kept.def_impl(_run)
+    kept.def_abstract_eval(_abstract)
+    ad.primitive_jvps[kept] = _jvp
+    batching.primitive_batchers[kept] = _batched
+    partial_eval.dce_rules[kept] = _pruned
+    mlir.register_lowering(kept, mlir.lower_fun(_lowered))
+    return kept
 
 
-@_kept.def_impl
 def _run(*leaves, fun: _OfLeaves, plain: _OfLeaves):
     del plain
     return jax.tree.leaves(_compiled(fun)(*leaves))
@@ -110,7 +121,6 @@ def _compiled(fun: _OfLeaves):
     return jax.jit(fun)
 
 
-@_kept.def_abstract_eval
 def _abstract(*avals, fun: _OfLeaves, plain: _OfLeaves):
     del plain
     return jax.make_jaxpr(fun)(*avals).out_avals
@@ -125,7 +135,7 @@ def _jvp(primals, tangents, *, fun: _OfLeaves, plain: _OfLeaves):
 
     pairs = [(x, dot) for x, dot, m in zip(primals, tangents, moving, strict=True) if m]
     dots = jax.jvp(of_moving, *zip(*pairs, strict=True))[1]
-    found = _kept.bind(*primals, fun=fun, plain=plain)
+    found = _kept().bind(*primals, fun=fun, plain=plain)
     return found, [_tangent(*pair) for pair in zip(found, jax.tree.leaves(dots), strict=True)]
 
 
@@ -135,7 +145,7 @@ def _tangent(x: jax.Array, dot: Any) -> Any:
 
 
 def _batched(leaves, axes, *, fun: _OfLeaves, plain: _OfLeaves):
-    found = _kept.bind(*leaves, fun=fun.along(axes), plain=plain.along(axes))
+    found = _kept().bind(*leaves, fun=fun.along(axes), plain=plain.along(axes))
     return found, (0,) * len(found)
 
 
@@ -150,14 +160,10 @@ def _pruned(used: Sequence[bool], *rest):
 
 
 def _lowered(*leaves, fun: _OfLeaves, plain: _OfLeaves):
+    from jax.extend.core import jaxpr_as_fun
+
     del plain
     program = jax.make_jaxpr(fun)(*leaves)
     # What is not used keeps XLA from dropping sums of a reduction.
     useful, _ = partial_eval.dce_jaxpr(program.jaxpr, [True] * len(program.out_avals), True)
     return jaxpr_as_fun(program.replace(jaxpr=useful))(*leaves)
-
-
-ad.primitive_jvps[_kept] = _jvp
-batching.primitive_batchers[_kept] = _batched
-partial_eval.dce_rules[_kept] = _pruned
-mlir.register_lowering(_kept, mlir.lower_fun(_lowered))

@@ -41,6 +41,13 @@ def compiled_once(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forgotten():
+    """What a module's tests have traced goes with them: gigabytes that Python's collector would walk again and again."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def key():
     """The one key that tests start from."""

@@ -1,4 +1,4 @@
-"""The two lower packages load JAX and NumPy, quickly, and nothing else."""
+"""The two lower packages load JAX and NumPy and nothing else; `divax bench --only import` says how quickly."""
 
 import subprocess
 import sys
@@ -8,17 +8,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# JAX first, so that what is counted and timed is what the package adds to it.
+# JAX first, so that what is counted is what the package adds to it.
 PROBE = """
-import sys, time
+import sys
 import jax, jax.numpy, numpy
 before = {name.split(".")[0] for name in sys.modules}
-start = time.process_time()
 import %s
-seconds = time.process_time() - start
 added = {name.split(".")[0] for name in sys.modules} - before
 from jax._src import xla_bridge
-print(seconds, xla_bridge.backends_are_initialized(), *sorted(added - sys.stdlib_module_names))
+print(xla_bridge.backends_are_initialized(), *sorted(added - sys.stdlib_module_names))
 """
 
 
@@ -32,14 +30,13 @@ def test_a_fresh_import_adds_divax_alone_and_starts_no_backend(package):
         check=False,
     )
     assert process.returncode == 0, process.stderr
-    seconds, started, *added = process.stdout.split()
+    started, *added = process.stdout.split()
     # Not even what JAX may have loaded by itself: flax, optax, orbax, tyro, tqdm, matplotlib,
     # chex and scipy would all be in the list.
     assert added == ["divax"]
-    # A backend started at import would fix the platform before the user's own configuration.
+    # A backend started at import, by an array or a compilation, would take time, and fix the platform before the user's
+    # own configuration.
     assert started == "False"
-    # CPU time, measured at 0.04 s; a compilation or an array at import would cost more than this.
-    assert float(seconds) < 0.5
 
 
 def test_the_heavy_libraries_are_not_loaded_by_jax_itself():
