@@ -141,7 +141,7 @@ class AbstractDivergence(abc.ABC):
 
         Raises:
             TypeError: logits that are not floating point.
-            ValueError: vocabularies of different sizes, or leading shapes that do not broadcast.
+            ValueError: vocabularies of different sizes, or leading shapes or a `where` that do not broadcast.
         """
         target, model = _prepare(target, model, where)
         target, model = apply_support(target, model, support, self.infinite_at)
@@ -258,9 +258,19 @@ def _prepare(target: ArrayLike, model: ArrayLike, where: ArrayLike | None):
     target = jnp.broadcast_to(target.astype(dtype), shape)
     model = jnp.broadcast_to(model.astype(dtype), shape)
     if where is not None:
-        keep = jnp.broadcast_to(jnp.asarray(where, bool), shape)
+        keep = _kept(where, shape)
         target, model = jnp.where(keep, target, -jnp.inf), jnp.where(keep, model, -jnp.inf)
     return target, model
+
+
+def _kept(where: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
+    keep = jnp.asarray(where, bool)
+    try:
+        return jnp.broadcast_to(keep, shape)
+    except ValueError:
+        raise ValueError(
+            f"where {keep.shape} does not broadcast to the logits {shape}; a mask of rows goes over the values"
+        ) from None
 
 
 def _with_dtype(div: AbstractDivergence, dtype: Any) -> AbstractDivergence:

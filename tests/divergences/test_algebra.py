@@ -137,6 +137,14 @@ def test_wrong_arrays_say_what_is_wrong(target, model, error, message):
         dv.ForwardKL()(target, model)
 
 
+def test_a_mask_of_rows_is_not_one_of_tokens():
+    rows = jnp.ones((2, 4), bool)
+    with pytest.raises(
+        ValueError, match=r"where \(2, 4\) does not broadcast to the logits \(2, 4, 3\)"
+    ):
+        dv.ForwardKL()(jnp.zeros((2, 4, 3)), jnp.zeros(3), where=rows)
+
+
 def test_leading_axes_broadcast():
     t, s = rows()
     np.testing.assert_allclose(dv.ForwardKL()(t[:1], s)[2], dv.ForwardKL()(t[0], s[2]), rtol=1e-6)
