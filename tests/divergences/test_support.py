@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from members import f_member
 from oracles import categorical
 
 from divax import divergences as dv
+from divax.divergences.support import _log_total_read
 
 INF = np.inf
 
@@ -78,3 +80,12 @@ def test_an_unknown_policy_is_named():
 
 def test_nan_logits_are_not_hidden():
     assert np.isnan(dv.ForwardKL()(jnp.asarray([0.0, np.nan]), jnp.zeros(2)))
+
+
+def test_the_total_that_a_gpu_reads_once():
+    """Against SciPy, with impossible tokens; of a row without a possible one, the logarithm of their number."""
+    logits = np.random.default_rng(3).normal(0, 9, (3, 40)).astype(np.float32)
+    logits[1, :30] = -np.inf
+    expected = scipy.special.logsumexp(logits.astype(np.float64), axis=-1)
+    logits[2], expected[2] = -np.inf, np.log(40)
+    np.testing.assert_allclose(_log_total_read(jnp.asarray(logits)), expected, rtol=1e-6)
