@@ -53,7 +53,7 @@ MEMBERS = {
     "alpha": (naive_alpha, dv.Alpha(alpha=0.5)),
 }
 # Passes over [N, V] of value with gradient, as `benchmarks.aot` counts them.
-PASSES = {"kl": 5, "js": 7, "tv": 7, "alpha": 7}
+PASSES = {"kl": 5, "js": 7, "tv": 7, "alpha": 5}
 
 
 class Shape(NamedTuple):
