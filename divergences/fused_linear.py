@@ -83,9 +83,9 @@ def fused_linear(
         temperature: T > 0, by which both sides' logits are divided after any cap; no factor T² is applied.
         vocab_size: the tokenizer's size, where the two heads are padded to different multiples; other columns are
             left out, without a copy of the head.
-        chunk: tokens at a time. Default: 64 to 256 on a CPU, 1024 to 4096 elsewhere, fewer for large vocabularies.
-        vocab_chunk: tokens of the vocabulary at a time. Default 8192. "lean" on a CPU, where neither is given, takes 1024
-            tokens and 2048 of the vocabulary.
+        chunk: tokens at a time. Default: 64 to 384 on a CPU, 1024 to 4096 elsewhere, fewer for large vocabularies.
+        vocab_chunk: tokens of the vocabulary at a time. Default 8192, 2048 on a CPU, where "lean" takes 1024 tokens
+            if neither is given.
         implementation: "reference" has all logits at once. "fast" has `[chunk, V]` at a time. "lean" has
             `[chunk, vocab_chunk]`, computing the logits again for their gradient: of f-divergences only (twice for the two
             KLs, Jeffreys and their mixtures, three times for others); for the rest, for caches and for derivatives by
@@ -324,7 +324,8 @@ def make_plan(
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
     given = chunk is not None or vocab_chunk is not None
-    cpu, vocab_chunk = jax.default_backend() == "cpu", vocab_chunk or 8192
+    cpu = jax.default_backend() == "cpu"
+    vocab_chunk = vocab_chunk or (2048 if cpu else 8192)
     chunk = chunk or default_chunk(vocab_size)
     # A megabyte at a time: what is made of it stays in a core's cache, where that is what takes the time.
     reading = min(max(2**18 // chunk, 128), vocab_chunk) if cpu else vocab_chunk
@@ -335,7 +336,7 @@ def default_chunk(vocab_size: int) -> int:
     """Tokens whose logits exist at a time."""
     # A CPU wants a chunk's logits near its caches; others want matrix products that read the heads seldom.
     cpu = jax.default_backend() == "cpu"
-    least, most, budget = (64, 256, 2**27) if cpu else (1024, 4096, 2**30)
+    least, most, budget = (64, 384, 2**27) if cpu else (1024, 4096, 2**30)
     return min(max(budget // (8 * vocab_size), least), most)
 
 
