@@ -12,21 +12,20 @@ from divax.benchmarks.measure import Asked, timed
 
 
 class Size(NamedTuple):
-    """Tokens, vocabulary, width of both models, tokens and columns per chunk."""
+    """Tokens, vocabulary, width of both models, tokens per checkpointed chunk."""
 
     tokens: int
     vocab: int
     width: int
     chunk: int
-    vocab_chunk: int
 
 
 SIZES = {
-    "long": Size(4096, 131072, 512, 256, 4096),
-    "half": Size(2048, 131072, 512, 128, 4096),
-    "small": Size(2048, 32768, 512, 256, 4096),
+    "long": Size(4096, 131072, 512, 256),
+    "half": Size(2048, 131072, 512, 128),
+    "small": Size(2048, 32768, 512, 256),
 }
-QUICK = Size(256, 8192, 64, 64, 1024)
+QUICK = Size(256, 8192, 64, 64)
 
 
 def size_of(name: str, quick: bool) -> Size:
@@ -95,16 +94,14 @@ def map_checkpoint(member: str, size: Size) -> Loss:
     return loss
 
 
-def fused(implementation: Any, *, free: bool = False) -> Callable[[str, Size], Loss]:
-    """`divergences.fused_linear`, free to choose its chunks or with those of the size."""
+def fused(implementation: Any) -> Callable[[str, Size], Loss]:
+    """`divergences.fused_linear`, which chooses its chunks."""
 
     def make(member, size):
-        chunk, vocab_chunk = (None, None) if free else (size.chunk, size.vocab_chunk)
-
         def loss(h, w, th, tw):
             found = dv.fused_linear(
                 MEMBERS[member], model_hidden=h, model_head=w, target_hidden=th, target_head=tw,
-                implementation=implementation, chunk=chunk, vocab_chunk=vocab_chunk,
+                implementation=implementation,
             )  # fmt: skip
             return found.total / size.tokens
 
@@ -118,7 +115,7 @@ HOW = {
     "scan": scan_checkpoint,
     "map": map_checkpoint,
     "fast": fused("fast"),
-    "lean": fused("lean", free=True),
+    "lean": fused("lean"),
 }
 WANTED = {"full": (0, 1), "frozen": (0,)}
 

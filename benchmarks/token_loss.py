@@ -44,7 +44,6 @@ def policy(how, size):
             return jnp.sum(grpo(logps, x)) / size.tokens
         options: dict[str, Any] = {"hidden": h, "head": w, "labels": labels}
         if how == "fast":
-            options |= {"chunk": size.chunk, "vocab_chunk": size.vocab_chunk}
             return ob.token_loss(grpo_of, per_token=x, implementation="fast", **options).mean()
         found = ob.token_statistics(implementation="lean", **options)
         return jnp.sum(grpo(found.log_probs, x)) / size.tokens

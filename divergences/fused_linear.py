@@ -336,7 +336,7 @@ def default_chunk(vocab_size: int) -> int:
     """Tokens whose logits exist at a time."""
     # A CPU wants a chunk's logits near its caches; others want matrix products that read the heads seldom.
     cpu = jax.default_backend() == "cpu"
-    least, most, budget = (64, 384, 2**27) if cpu else (1024, 4096, 2**30)
+    least, most, budget = (64, 384, 180 * 10**6) if cpu else (1024, 4096, 2**30)
     return min(max(budget // (8 * vocab_size), least), most)
 
 
