@@ -17,15 +17,15 @@ class Size(NamedTuple):
     tokens: int
     vocab: int
     width: int
-    chunk: int
+    chunk: int = 256
 
 
 SIZES = {
-    "long": Size(4096, 131072, 512, 256),
-    "half": Size(2048, 131072, 512, 128),
-    "small": Size(2048, 32768, 512, 256),
+    "long": Size(4096, 131072, 512),
+    "half": Size(2048, 131072, 512),
+    "small": Size(2048, 32768, 512),
 }
-QUICK = Size(256, 8192, 64, 64)
+QUICK = Size(256, 8192, 64, chunk=64)
 
 
 def size_of(name: str, quick: bool) -> Size:

@@ -28,7 +28,7 @@ def given(member, factors, quick):
 def from_hidden(how, member, factors, quick):
     base = (64, 2048, 32) if quick else (512, 8192, 128)
     tokens, vocab, width = (a * b for a, b in zip(base, factors, strict=True))
-    size = Size(tokens, vocab, width, chunk=128)
+    size = Size(tokens, vocab, width)
     loss = jax.value_and_grad(fused(how)(member, size), (0, 1))
     return timed(loss, *hidden_states(size))
 

@@ -42,7 +42,7 @@ class Arrays(NamedTuple):
 
 def arrays(quick: bool, tokens: int = 512) -> Arrays:
     # Quick ones are still more than what is computed from all logits at once by default.
-    size = Size(264, 16384, 64, 64) if quick else SIZES["small"]._replace(tokens=tokens)
+    size = Size(264, 16384, 64) if quick else SIZES["small"]._replace(tokens=tokens)
     h, w, th, tw = hidden_states(size)
     keys = jax.random.split(jax.random.key(1), 4)
     labels = jax.random.randint(keys[0], (size.tokens,), 0, size.vocab)

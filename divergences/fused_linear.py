@@ -325,6 +325,7 @@ def make_plan(
             raise ValueError(f"{name}={value} must be at least 1")
     given = chunk is not None or vocab_chunk is not None
     cpu = jax.default_backend() == "cpu"
+    # On a CPU such a part of a head, and its gradient, is multiplied in cache.
     vocab_chunk = vocab_chunk or (2048 if cpu else 8192)
     chunk = chunk or default_chunk(vocab_size)
     # A megabyte at a time: what is made of it stays in a core's cache, where that is what takes the time.
@@ -334,7 +335,8 @@ def make_plan(
 
 def default_chunk(vocab_size: int) -> int:
     """Tokens whose logits exist at a time."""
-    # A CPU wants a chunk's logits near its caches; others want matrix products that read the heads seldom.
+    # A CPU wants a chunk's logits near its caches; others want matrix products that read the heads seldom. The budget is
+    # bytes of two models' logits in float32.
     cpu = jax.default_backend() == "cpu"
     least, most, budget = (64, 384, 180 * 10**6) if cpu else (1024, 4096, 2**30)
     return min(max(budget // (8 * vocab_size), least), most)

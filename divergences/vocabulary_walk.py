@@ -23,9 +23,9 @@ from divax.divergences.token_walk import (
     working_dtype,
 )
 
-# On a CPU, where computing logits again costs more than all but the products: steps of both, in which these are fast
+# On a CPU, where computing logits again costs more than all but the products: tokens at a time, in which these are fast
 # and what is made of a part stays in the last cache; and bytes of logits that may be kept instead, of how many tokens.
-_TOKENS, _PART = 1024, 2048
+_TOKENS = 1024
 _KEPT, _FEWEST, _MOST = 112 * 2**20, 96, 128
 
 
@@ -44,7 +44,7 @@ def walk_vocabulary(
     if plan.form is None or beyond_logits(flags):
         return walk_tokens(plan, operands, cotangents, wanted)
     if kept := _kept_tokens(plan, operands):
-        plan = dataclasses.replace(plan, chunk=kept, vocab_chunk=_PART)
+        plan = dataclasses.replace(plan, chunk=kept)
         return walk_tokens(plan, operands, cotangents, wanted)
     grid = _Grid(plan, operands, plan.form(operands.params))
     first = grid.first_reading()
@@ -83,9 +83,9 @@ class _Grid:
 
     def __init__(self, plan: Plan, operands: Operands, form: AbstractRowForm):
         self.operands, self.form, self.shard = operands, form, plan.shard
-        sizes = (_TOKENS, _PART) if _free_on_cpu(plan) else (plan.chunk, plan.vocab_chunk)
-        self.tokens = steps_of(operands.live.shape[0], sizes[0])
-        self.vocabulary = steps_of(plan.vocab_size, sizes[1], multiple=128)
+        chunk = _TOKENS if _free_on_cpu(plan) else plan.chunk
+        self.tokens = steps_of(operands.live.shape[0], chunk)
+        self.vocabulary = steps_of(plan.vocab_size, plan.vocab_chunk, multiple=128)
 
     def columns(self, j) -> list[LinearLogits]:
         """Every side's part of the head."""

@@ -176,9 +176,8 @@ def judged(name: str, member: Member, batch: Batch, target, model, equal, of: Su
 def judge_of(members: Mapping[str, Member], vocabulary: int, dtype) -> Callable:
     """Evaluates all members in one program, in this dtype, and judges every row."""
     functions = {name: with_gradients(member.div) for name, member in members.items()}
-    # The suite compiles without optimisation; here float32 of few tokens gets machine code as users do.
-    users = dtype == np.float32 and vocabulary < LARGE
-    options = {"xla_backend_optimization_level": 3} if users else None
+    # The suite compiles without optimisation; here float32 gets machine code as users do.
+    options = {"xla_backend_optimization_level": 3} if dtype == np.float32 else None
     every = jax.jit(
         lambda t, s: {name: f(t, s) for name, f in functions.items()}, compiler_options=options
     )
