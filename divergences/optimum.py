@@ -10,11 +10,10 @@ from jax.typing import ArrayLike
 
 from divax.divergences.base import AbstractDivergence
 from divax.divergences.f_divergence import AbstractFDivergence
+from divax.divergences.monotone import increasing_root
 from divax.divergences.numerics import Scalar
 from divax.divergences.rows import log_softmax
 
-# The bracket of the unknown is at most 100 wide, so that 50 halvings end far below the spacing of float32.
-_BISECTIONS = {jnp.dtype("float32"): 50, jnp.dtype("float64"): 70}
 # Below this share of the link's supremum its inverse is continued as a power law: the distance to the supremum,
 # formed by subtraction, would keep too few digits.
 _TAIL = {jnp.dtype("float32"): 1e-5, jnp.dtype("float64"): 1e-11}
@@ -51,7 +50,7 @@ def regularized_argmax(
 
     The optimum is q = p·exp(link⁻¹((reward − λ)/β)) with λ such that Σ q = 1. The unknown is not λ, which float32 cannot
     resolve where the link is bounded, but the logarithm of the distance of the best token's score to the link's
-    supremum (of one plus the score itself, where the link is unbounded). It is bisected, hence found for any input,
+    supremum (of one plus the score itself, where the link is unbounded). It is bracketed, hence found for any input,
     and never differentiated: derivatives of the first order in rewards, reference, β and the divergence's
     hyper-parameters come from the implicit function theorem, for the value from Danskin's. The second order is not right.
 
@@ -200,18 +199,13 @@ def _solve(div, rewards, log_ref, beta) -> tuple[jax.Array, jax.Array]:
     low = jnp.full_like(top, 0) + jnp.where(bounded, start, 0)
     high = low + jnp.where(bounded, 69.0, 88.0)
 
-    def mass(at):
+    def log_mass(at):
         _, log_ratio = _score_and_log_ratio(div, at, drop)
-        return jnp.sum(jnp.where(possible, jnp.exp(log_ref + log_ratio), 0), -1, keepdims=True)
+        mass = jnp.where(possible, jnp.exp(log_ref + log_ratio), 0)
+        return jnp.log(jnp.sum(mass, -1, keepdims=True))
 
-    def halve(_, bracket):
-        low, high = bracket
-        middle = 0.5 * (low + high)
-        above = mass(middle) > 1
-        return jnp.where(above, low, middle), jnp.where(above, middle, high)
-
-    low, high = jax.lax.fori_loop(0, _BISECTIONS[rewards.dtype], halve, (low, high))
-    best, log_ratio = _score_and_log_ratio(div, 0.5 * (low + high), drop)
+    at = increasing_root(log_mass, low, high)
+    best, log_ratio = _score_and_log_ratio(div, at, drop)
     log_ratio = jnp.where(possible, log_ratio, -jnp.inf)
     # What is left to one is the rounding of the unknown; the ratio of two policies so close is a common factor.
     total = jax.nn.logsumexp(jnp.where(possible, log_ref + log_ratio, -jnp.inf), -1, keepdims=True)
