@@ -55,7 +55,8 @@ class _Bracket(NamedTuple):
     f_across: jax.Array
     x_before: jax.Array
     f_before: jax.Array
-    share: jax.Array  # of the way to the point across, where the function is asked for next; zero when found
+    # Of the way to the point across, where the function is asked for next; zero when found.
+    share: jax.Array
     steps: jax.Array
 
 
