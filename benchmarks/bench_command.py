@@ -20,6 +20,7 @@ from divax.trainers.files import write_atomically
 MODULES = {
     "fused_linear": ("P1", "P2", "P3", "P10"),
     "token_loss": ("P9",),
+    "distillation_objectives": ("objectives",),
     "given_logits": ("P4", "P13"),
     "aot": ("P5", "P6"),
     "sinkhorn": ("P7",),
@@ -43,8 +44,8 @@ class BenchConfig:
     Attributes:
         quick: small arrays, one round, and one process for several cases, as many at once as there are
             processors, to see that everything works; the bars are meant for large arrays.
-        only: one bar, such as P4; step for trainers' steps; peers for other libraries' losses;
-            grow for how cost grows; import for what an import takes.
+        only: one bar, such as P4; objectives for distillation's losses; step for trainers' steps; peers
+            for other libraries' losses; grow for how cost grows; import for what an import takes.
         rounds: processes per case; 3, or 1 when quick, if not given.
         json: write the table here as well, and what every case measured; after each group of bars.
     """

@@ -74,8 +74,22 @@ class CombinedLogits:
             return {self.vocab_size}
         return {part.vocab_size for part in self.parts}
 
+    def check_weights(self) -> None:
+        """That every row has one for each model.
+
+        Raises:
+            ValueError: weights of another shape.
+        """
+        asked = (*self.parts[0].hidden.shape[:-1], len(self.parts))
+        if jnp.shape(self.weights) != asked:
+            raise ValueError(
+                f"weights must be {asked}, one for each row and model, got {jnp.shape(self.weights)}: pass"
+                f" jnp.broadcast_to(weights, {asked}) where all rows have the same"
+            )
+
     def logits(self) -> jax.Array:
         """All of them, `[..., V]`."""
+        self.check_weights()
         return self.of_parts([part.logits() for part in self.parts], self.weights)
 
     def of_parts(self, logits: Sequence[jax.Array], weights: jax.Array) -> jax.Array:

@@ -237,7 +237,10 @@ def _found(function: Any, _: Any, rows: DistillationRows, per_token: Any):
 
 
 def _check_combined(teacher: Any, size: int) -> None:
-    if isinstance(teacher, CombinedLogits) and teacher.sizes != {size}:
+    if not isinstance(teacher, CombinedLogits):
+        return
+    teacher.check_weights()
+    if teacher.sizes != {size}:
         found = ", ".join(str(one) for one in sorted(teacher.sizes))
         raise ValueError(
             f"several teachers are combined over all of their vocabularies, which must be the {size} tokens, got {found}:"

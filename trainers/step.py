@@ -98,9 +98,22 @@ def mean_gradient(
         >>> float(mean_gradient(loss_fn, jnp.float32(0), batch, jax.random.key(0))[0])
         2.0
     """
+    if micro_batches == 1:
+        return _gradient_of_mean(loss_fn, params, batch, key, frozen)
     grads, loss, metrics = _accumulate(loss_fn, params, batch, key, frozen, micro_batches)
     scale = 1 / jnp.maximum(loss.count, 1)
     grads = jax.tree.map(lambda g, p: (g * scale.astype(g.dtype)).astype(p.dtype), grads, params)
+    return grads, loss, metrics
+
+
+def _gradient_of_mean(loss_fn, params, batch, key, frozen):
+    """Of the only part the mean is differentiated: one product of a scalar, not one of every gradient."""
+
+    def mean(params):
+        loss, metrics = loss_fn(params, batch, jax.random.fold_in(key, 0), *frozen)
+        return loss.total / jnp.maximum(jax.lax.stop_gradient(loss.count), 1), (loss, metrics)
+
+    grads, (loss, metrics) = jax.grad(mean, has_aux=True)(params)
     return grads, loss, metrics
 
 
@@ -117,8 +130,6 @@ def _accumulate(loss_fn, params, batch, key, frozen, micro_batches):
         )
         return jax.tree.map(widen, grads), loss, metrics
 
-    if micro_batches == 1:
-        return sums(batch, 0)
     parts = jax.tree.map(lambda x: split_rows(x, micro_batches), batch)
     first = jax.tree.map(lambda x: x[0], parts)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(sums, first, 0))

@@ -29,7 +29,7 @@ def test_inverses(name, dtype, x64):
     """At the spacing of the dtype, not of the bracket, which is two million wide: x or function(x) is right to it."""
     function, inverse = FUNCTIONS[name]
     values = VALUES.astype(dtype)
-    x = monotone.invert_increasing(function, values)
+    x = monotone.invert_increasing(function, jnp.asarray(values))
     assert x.dtype == dtype
     close = {"rtol": 8 * np.finfo(dtype).eps, "atol": 1e-30}
     exact = inverse(values.astype(np.float64))

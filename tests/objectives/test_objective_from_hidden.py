@@ -1,6 +1,8 @@
 """Objectives of tokens by themselves are, from states and heads, what they are of logits."""
 
+import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -120,3 +122,16 @@ def test_padded_teachers_are_not_combined_unless_cut():
     rows = rows_of(pair([(B, T, 3), (3, V)], 0), teachers, "ensemble")
     with pytest.raises(ValueError, match="must be the 9 tokens, got 11: pass vocab_size=9"):
         ob.objective_from_hidden(ob.TokenDistillation(), rows, vocab_size=9)
+
+
+def test_every_row_has_its_own_weights_of_teachers():
+    teachers = [pair([(B, T, 5), (5, V)], seed) for seed in (1, 2)]
+    rows = rows_of(pair([(B, T, 3), (3, V)], 0), teachers, "ensemble")
+    shared = dataclasses.replace(rows.teacher, weights=jnp.ones(2))  # type: ignore[type-var]
+    words = re.escape(
+        f"weights must be {(B, T, 2)}, one for each row and model, got (2,): pass jnp.broad"
+    )
+    with pytest.raises(ValueError, match=words):
+        ob.TokenDistillation().from_hidden(dataclasses.replace(rows, teacher=shared))
+    with pytest.raises(ValueError, match=words):
+        shared.logits()
