@@ -65,7 +65,7 @@ def regularized_argmax(
         and multiplier and value 0.
 
     Raises:
-        TypeError: not an f-divergence.
+        TypeError: not a divergence, or not an f-divergence.
         ValueError: a generator with a kink; β that is not positive; shapes that do not broadcast.
 
     Example:
@@ -82,6 +82,9 @@ def regularized_argmax(
     Source: C. Wang et al., "Beyond Reverse KL: Generalizing Direct Preference Optimization with Diverse Divergence
     Constraints", arXiv:2309.16240, §3 and appendix A.
     """
+    if not isinstance(divergence, AbstractDivergence):
+        got = type(divergence).__name__
+        raise TypeError(f"divergence must be a divergence such as ReverseKL(), got {got}")
     if not isinstance(divergence, AbstractFDivergence):
         raise TypeError(
             f"{divergence.name} is not an f-divergence, so its optimum has no closed form"

@@ -243,6 +243,7 @@ def test_dro_weights_of_examples_that_count():
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
+        ({"divergence": np.zeros(2)}, TypeError, "must be a divergence such as .*, got ndarray"),
         ({"divergence": dv.AdaptiveKL()}, TypeError, "adaptive_kl.* is not an f-divergence"),
         ({"divergence": dv.TotalVariation()}, ValueError, "total_variation has a kink"),
         ({"beta": 0.0}, ValueError, r"beta=0\.0 must be positive"),
