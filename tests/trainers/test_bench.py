@@ -39,6 +39,7 @@ def test_a_bar_runs_in_processes_of_its_own(tmp_path, capsys):
     assert main(["--quick", "--only", "P8", "--json", str(table)]) == 0
     shown, written = capsys.readouterr().out, json.loads(table.read_text(encoding="utf-8"))
     assert "head of AKL: times as fast as sorting" in shown
+    assert "bars are of large ones, without --quick" in shown
     bars = {bar["what"]: bar for bar in written["bars"]}
     cases = written["cases"]
     ratio = cases["head: sorting"]["wall"] / cases["head: divax"]["wall"]
