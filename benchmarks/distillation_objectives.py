@@ -1,4 +1,4 @@
-"""Distillation's other objectives from hidden states, by default, against the same from all logits."""
+"""Distillation's other objectives from hidden states, by the default of this size, against the same from all logits."""
 
 import functools
 from typing import Any

@@ -107,7 +107,7 @@ def mean_gradient(
 
 
 def _gradient_of_mean(loss_fn, params, batch, key, frozen):
-    """Of the only part the mean is differentiated: one product of a scalar, not one of every gradient."""
+    """Without parts the mean itself is differentiated: a scalar is divided, and not every gradient."""
 
     def mean(params):
         loss, metrics = loss_fn(params, batch, jax.random.fold_in(key, 0), *frozen)
